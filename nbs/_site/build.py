@@ -1,0 +1,232 @@
+#!/usr/bin/env python
+"""Build the site from the pages: `python nbs/_site/build.py [--out DIR]` makes `_docs/`, offline.
+
+A page is taken as it stands in git: its outputs are the saved ones, nothing is run or imported. Here it becomes a MyST
+notebook (hidden cells left out, back-quoted names linked to their definitions), and Sphinx makes the site. Warnings are
+errors, and so is a link inside the site that leads nowhere.
+"""
+import argparse, ast, json, os, posixpath, re, shutil, subprocess, sys, tempfile
+from collections import defaultdict
+from configparser import ConfigParser
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+HERE = Path(__file__).resolve().parent
+NBS, ROOT = HERE.parent, HERE.parents[1]
+cp = ConfigParser(); cp.read(ROOT/'settings.ini', encoding='utf-8')
+CFG = cp['DEFAULT']
+LIB = CFG['lib_path']
+TAGS = {'echo: false': 'remove-input', 'hide_input': 'remove-input', 'output: false': 'remove-output',
+        'hide_output': 'remove-output', 'code-fold: true': 'hide-input'}
+META = dict(kernelspec=dict(name='python3', display_name='python3'),
+            language_info=dict(name='python', pygments_lexer='ipython3'))
+FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
+
+
+# Pages and cells, also for readme.py and lint.py
+
+def pages(nbs=NBS):
+    "The index, then the numbered pages, then those of sub-folders"
+    fs = [f.relative_to(nbs) for f in Path(nbs).rglob('*.ipynb')]
+    fs = [f for f in fs if not any(p[0] in '_.' for p in f.parts)]
+    return [Path(nbs)/f for f in sorted(fs, key=lambda f: (len(f.parts) > 1, f.stem != 'index', f.parts))]
+
+def stem(f): return re.sub(r'^\d+[a-z]?_', '', Path(f).stem)
+def source(c): return ''.join(c['source'])
+def options(c): return [o for l in source(c).splitlines() if l.startswith('#|') and (o := l[2:].strip())]
+def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startswith('#|')).strip('\n')
+def flags(c): return {o.split()[0] for o in options(c)} if c['cell_type'] == 'code' else set()
+def exported(c): return bool(flags(c) & {'export', 'exporti', 'exports'})
+
+def shown(c):
+    "Does the reader see this cell?"
+    if c['cell_type'] == 'raw' or 'nbdev_export(' in source(c): return False
+    if c['cell_type'] == 'markdown': return bool(source(c).strip())
+    if flags(c) & {'hide', 'default_exp'} or 'include: false' in options(c): return False
+    return bool(code(c).strip() or c.get('outputs'))
+
+def cells(f): return [c for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells'] if shown(c)]
+
+def defined(c):
+    "Public names an exported cell defines -> first line of their docstrings"
+    for n in ast.parse(code(c)).body:
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): names = [n.name]
+        elif isinstance(n, (ast.Assign, ast.AnnAssign)):
+            ts = n.targets if isinstance(n, ast.Assign) else [n.target]
+            names = [x.id for t in ts for x in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(x, ast.Name)]
+        else: continue
+        doc = '' if isinstance(n, (ast.Assign, ast.AnnAssign)) else ast.get_docstring(n) or ''
+        for nm in names:
+            if not nm.startswith('_'): yield nm, doc.split('\n')[0]
+
+def outside(s, fn):
+    "Apply `fn` to the markdown `s` outside its fenced blocks"
+    out, i = [], 0
+    for m in FENCE.finditer(s):
+        out += [fn(s[i:m.start()]), m[0]]
+        i = m.end()
+    return ''.join(out) + fn(s[i:])
+
+def named(s, href):
+    "Link back-quoted names: `href(name)` is where a name is defined, or None"
+    def link(m): return f'[{m[0]}]({h})' if (h := href(m[1])) else m[0]
+    def line(l): return l if l.startswith('#') else re.sub(r'(?<![\w`\[])`([\w.]+)(?:\(\))?`(?![\w`\]])', link, l)
+    return outside(s, lambda t: '\n'.join(map(line, t.split('\n'))))
+
+
+# Pages -> MyST
+
+class Names:
+    "Where every exported name of the pages is defined"
+    def __init__(self, nbs=NBS):
+        self.nbs, self.mods, self.at = Path(nbs), {}, defaultdict(list)
+        for f in pages(nbs):
+            syms = {k: d for c in cells(f) if exported(c) for k, d in defined(c)}
+            if syms: self.mods[stem(f)] = (f, syms)
+            for k in syms: self.at[k].append(stem(f))
+
+    def find(self, name, here=None):
+        "The module and the name, if they are certain; `here` is the module of the asking page"
+        if name.startswith(LIB+'.'):
+            here, _, name = name[len(LIB)+1:].partition('.')
+            if here in self.mods and not name: return here, None
+            if here not in self.mods: return None
+        top = name.split('.')[0]
+        if here in self.at[top]: return here, top
+        return (self.at[top][0], top) if len(self.at[top]) == 1 else None
+
+
+def markdown(s, names, f):
+    "Quarto-flavoured markdown of page `f` -> MyST"
+    def href(nm):
+        if not (hit := names.find(nm, stem(f))): return None
+        mod, sym = hit
+        if sym: return f'#{LIB}.{mod}.{sym}'
+        return posixpath.relpath(f'{mod}.ipynb', f.parent.relative_to(names.nbs).as_posix())
+    def page(m): return f']({m[1]}{stem(m[2])}.ipynb'
+    def fix(t):
+        t = re.sub(r'(\]\([^)]*\))\{[^}]*\}', r'\1', t)
+        t = re.sub(r'^:::\s*\{\.callout-(\w+)[^}]*\}', r':::{\1}', t, flags=re.M)
+        t = re.sub(r'\]\((\.\./[\w./-]+\.md)\)', r'](path:\1)', t)  # a file of the repository, no page
+        return re.sub(r'\]\((?!\w+:)((?:[\w.-]+/)*)([\w-]+)\.ipynb', page, t)
+    return named(outside(s, fix), href)
+
+
+def convert(f, names):
+    "Page `f` as a MyST notebook"
+    out = []
+    for c in cells(f):
+        c = {k: v for k, v in c.items() if k != 'attachments'} | dict(source=source(c))
+        if c['cell_type'] == 'markdown': c['source'] = markdown(c['source'], names, f)
+        else:
+            tags = [TAGS[o] for o in options(c) if o in TAGS]
+            if exported(c):
+                tags.append('export')
+                labels = '\n'.join(f'({LIB}.{stem(f)}.{k})=' for k, _ in defined(c))
+                if labels: out.append(dict(cell_type='markdown', id=f"at-{c['id']}", metadata={}, source=labels))
+            for o in c.get('outputs', []):
+                if md := ''.join(o.get('data', {}).get('text/markdown', '')):
+                    md = re.sub(r'^---\n|^\[source\]\(.*\n', '', md, flags=re.M)  # what show_doc begins with
+                    o['data']['text/markdown'] = markdown(md, names, f)
+            c.update(source=code(c), metadata=dict(tags=tags))
+        out.append(c)
+    return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
+
+
+def toctree(caption, docs): return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```'
+
+def api(names):
+    "A page listing every exported name"
+    md = '# API\n\n> Every name the package exports, page by page.\n'
+    for mod, (f, syms) in names.mods.items():
+        md += f'\n## {LIB}.{mod}\n\n'
+        md += ''.join(f'- [`{k}`](#{LIB}.{mod}.{k})' + (f' – {d}' if d else '') + '\n' for k, d in syms.items())
+    return md
+
+
+def prepare(nbs, dst):
+    "Write MyST pages for the notebooks under `nbs` to `dst`; page -> document name"
+    fs = pages(nbs)
+    docs, names = {}, Names(nbs)
+    for f in fs:
+        docs[f] = (f.relative_to(nbs).parent/stem(f)).as_posix()
+        if list(docs.values()).count(docs[f]) > 1: sys.exit(f'two pages would become {docs[f]}.html; rename {f.name}')
+        nb = convert(f, names)
+        p = dst/f'{docs[f]}.ipynb'
+        p.parent.mkdir(parents=True, exist_ok=True)
+        if f.stem == 'index' and f.parent == nbs: ix, ixf = nb, p
+        else: p.write_text(json.dumps(nb))
+    groups = defaultdict(list)
+    for f, d in docs.items():
+        if d != 'index': groups[d.split('/')[0].capitalize() if '/' in d else 'The pages'].append(d)
+    if names.mods:
+        (dst/'api.md').write_text(api(names))
+        groups['Reference'] = ['api']
+    toc = '\n\n'.join(toctree(k, v) for k, v in groups.items())
+    ix['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
+    ixf.write_text(json.dumps(ix))
+    return docs
+
+
+# The finished site
+
+class Links(HTMLParser):
+    def __init__(self, html):
+        super().__init__()
+        self.ids, self.urls = set(), []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        d = dict(attrs)
+        self.ids |= {d[k] for k in ('id', 'name') if d.get(k)}
+        self.urls += [d[k] for k in ('href', 'src') if d.get(k)]
+
+
+def dead_links(site):
+    "Links inside the built `site` that lead nowhere"
+    site = Path(site).resolve()
+    docs = {f: Links(f.read_text(encoding='utf-8')) for f in sorted(site.rglob('*.html'))}
+    bad = []
+    for f, d in docs.items():
+        for u in dict.fromkeys(d.urls):
+            s = urlsplit(u)
+            if s.scheme or s.netloc: continue
+            t = (f.parent/unquote(s.path)).resolve() if s.path else f
+            if t.is_dir(): t = t/'index.html'
+            missing = not t.exists() or s.fragment and t in docs and unquote(s.fragment) not in docs[t].ids
+            if missing: bad.append(f'{f.relative_to(site)}: dead link {u}')
+    return bad
+
+
+def build(out, nbs=NBS):
+    "Build the pages under `nbs` into `out`; the list of what is wrong (then `out` is left alone)"
+    out, nbs = Path(out).resolve(), Path(nbs).resolve()
+    if out.exists() and any(out.iterdir()) and not (out/'searchindex.js').exists():
+        return [f'{out} holds something else than a site; move it away first']
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d).resolve()
+        src, html = d/'nbs', d/'html'
+        for f in nbs.parent.iterdir():  # what pages link to as ../data/...
+            if f.name[0] not in '._' and f not in (nbs, out): (d/f.name).symlink_to(f)
+        src.mkdir()
+        docs = prepare(nbs, src)
+        opts = ['-b', 'html', '-W', '--keep-going', '-q', '-N', '-c', HERE, '-d', d/'trees']
+        cmd = [sys.executable, '-m', 'sphinx', *opts, src, html]
+        r = subprocess.run(cmd, capture_output=True, text=True, cwd=d, env=os.environ | dict(PYTHONWARNINGS='ignore'))
+        if r.returncode:
+            msg = r.stderr
+            for f, doc in docs.items(): msg = msg.replace(f'{src}/{doc}.ipynb', str(f.relative_to(nbs)))
+            return [l for l in msg.splitlines() if l.strip()] or [r.stdout]
+        if bad := dead_links(html): return bad
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(html, out, ignore=shutil.ignore_patterns('.buildinfo', 'objects.inv'))
+    return []
+
+
+if __name__ == '__main__':
+    ap = argparse.ArgumentParser(description='Build the site from the pages.')
+    ap.add_argument('--out', default=ROOT/CFG['doc_path'], help='where the site goes (default: _docs)')
+    args = ap.parse_args()
+    if bad := build(args.out): sys.exit('\n'.join(['The site was not built:', *bad]))
+    print(f'{args.out}/index.html')

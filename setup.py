@@ -1,0 +1,24 @@
+# Reads every package fact from settings.ini (the nbdev 2 convention)
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup, find_packages
+
+here = Path(__file__).parent
+cp = ConfigParser(delimiters=['=']); cp.read(here/'settings.ini', encoding='utf-8')
+c = cp['DEFAULT']
+def words(k): return c.get(k, '').split()
+lic = dict(apache2='Apache-2.0', mit='MIT', gpl3='GPL-3.0-only', bsd3='BSD-3-Clause')
+status = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
+
+setup(
+    name=c['lib_name'], version=c['version'], description=c['description'], keywords=words('keywords'),
+    author=c['author'], author_email=c['author_email'], url=c['git_url'], license=lic[c['license']],
+    classifiers=['Programming Language :: Python :: 3', 'Natural Language :: '+c['language'],
+                 'Development Status :: '+status[c['status']], 'Intended Audience :: '+c['audience']],
+    packages=find_packages(include=[c['lib_path'], c['lib_path']+'.*']), include_package_data=True,
+    python_requires='>='+c['min_python'], install_requires=words('requirements'),
+    extras_require={k: words(k+'_requirements') for k in ('mujoco', 'dev')},
+    long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else '',
+    long_description_content_type='text/markdown', zip_safe=False,
+    entry_points=dict(console_scripts=words('console_scripts'), nbdev=[f"{c['lib_path']}={c['lib_path']}._modidx:d"]),
+)
