@@ -64,7 +64,7 @@ def noise_state(gens:dict)->dict: # stream -> [S,bytes] uint8, on the CPU
 def set_noise_state(gens:dict, state:dict):
     "Put the generators back to where `noise_state` found them"
     for k, gs in gens.items():
-        for g, s in zip(gs, state[k]): g.set_state(s.contiguous())
+        for g, s in zip(gs, state[k]): g.set_state(s.clone()) # torch 2.13 crashes on a view with an offset
 
 # %% ../nbs/00_core.ipynb #4c976fb4
 def tree_map(
