@@ -7,7 +7,7 @@ __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noi
            'stack', 'lift', 'choose', 'read_jsonl', 'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
-import json
+import json, math
 from hashlib import blake2b
 from pathlib import Path
 import torch
@@ -51,10 +51,12 @@ def draw_mask(
     keep:float, # probability of a one, in (0,1]
     *shape, # of one seed's block
 )->Tensor: # [S,*shape] bool
-    "Bernoulli masks, one byte an element"
-    out = torch.empty(len(gens), *shape, dtype=torch.bool, device=gens[0].device)
-    for o, g in zip(out, gens): o.bernoulli_(keep, generator=g)
-    return out
+    "Bernoulli masks, one byte an element, each decided by 32 random bits"
+    n, below = math.prod(shape), round(keep*2**32) - 2**31
+    def one(g):
+        bits = torch.empty((n + 1)//2, dtype=torch.int64, device=g.device).random_(-2**63, None, generator=g)
+        return (bits.view(torch.int32)[:n] < below).reshape(shape)
+    return torch.stack([one(g) for g in gens])
 
 # %% ../nbs/00_core.ipynb #81f08ef9
 def noise_state(gens:dict)->dict: # stream -> [S,bytes] uint8, on the CPU

@@ -58,7 +58,7 @@ def defined(c):
         else: continue
         doc = '' if isinstance(n, (ast.Assign, ast.AnnAssign)) else ast.get_docstring(n) or ''
         for nm in names:
-            if not nm.startswith('_'): yield nm, doc.split('\n')[0]
+            if not nm.startswith('_'): yield nm, doc.split('\n')[0].rstrip('.')
 
 def outside(s, fn):
     "Apply `fn` to the markdown `s` outside its fenced blocks"
@@ -73,6 +73,10 @@ def named(s, href):
     def link(m): return f'[{m[0]}]({h})' if (h := href(m[1])) else m[0]
     def line(l): return l if l.startswith('#') else re.sub(r'(?<![\w`\[])`([\w.]+)(?:\(\))?`(?![\w`\]])', link, l)
     return outside(s, lambda t: '\n'.join(map(line, t.split('\n'))))
+
+def relative(s):
+    "Targets of the links and images of `s` that are files of the repository"
+    return re.findall(r'\]\((?!\w+:|#|/)([^)\s]+)', FENCE.sub('', s))
 
 
 # Pages -> MyST
@@ -89,26 +93,34 @@ class Names:
     def find(self, name, here=None):
         "The module and the name, if they are certain; `here` is the module of the asking page"
         if name.startswith(LIB+'.'):
-            here, _, name = name[len(LIB)+1:].partition('.')
-            if here in self.mods and not name: return here, None
-            if here not in self.mods: return None
+            mod, _, name = name[len(LIB)+1:].partition('.')
+            top = name.split('.')[0] or None
+            return (mod, top) if mod in self.mods and (not top or top in self.mods[mod][1]) else None
         top = name.split('.')[0]
-        if here in self.at[top]: return here, top
-        return (self.at[top][0], top) if len(self.at[top]) == 1 else None
+        mods = self.at.get(top, [])
+        if here in mods: return here, top
+        return (mods[0], top) if len(mods) == 1 else None
 
+
+def anchor(mod, sym):
+    "The label of a definition; labels know no case, so the kind of name tells `GRIDWORLD` from `gridworld`"
+    return f'{LIB}.{mod}.{sym}' + ('' if sym.islower() else '.constant' if sym.isupper() else '.class')
 
 def markdown(s, names, f):
     "Quarto-flavoured markdown of page `f` -> MyST"
     def href(nm):
         if not (hit := names.find(nm, stem(f))): return None
         mod, sym = hit
-        if sym: return f'#{LIB}.{mod}.{sym}'
+        if sym: return '#' + anchor(mod, sym)
         return posixpath.relpath(f'{mod}.ipynb', f.parent.relative_to(names.nbs).as_posix())
     def page(m): return f']({m[1]}{stem(m[2])}.ipynb'
+    def file(m):  # of the repository: a folder has no page, and Sphinx would take .md for one
+        if (f.parent/m[2]).is_dir(): return m[1]
+        return f'[{m[1]}](path:{m[2]})' if m[2].endswith('.md') else m[0]
     def fix(t):
         t = re.sub(r'(\]\([^)]*\))\{[^}]*\}', r'\1', t)
         t = re.sub(r'^:::\s*\{\.callout-(\w+)[^}]*\}', r':::{\1}', t, flags=re.M)
-        t = re.sub(r'\]\((\.\./[\w./-]+\.md)\)', r'](path:\1)', t)  # a file of the repository, no page
+        t = re.sub(r'\[([^\[\]]*)\]\((\.\.?/[\w./-]*)\)', file, t)
         return re.sub(r'\]\((?!\w+:)((?:[\w.-]+/)*)([\w-]+)\.ipynb', page, t)
     return named(outside(s, fix), href)
 
@@ -123,7 +135,7 @@ def convert(f, names):
             tags = [TAGS[o] for o in options(c) if o in TAGS]
             if exported(c):
                 tags.append('export')
-                labels = '\n'.join(f'({LIB}.{stem(f)}.{k})=' for k, _ in defined(c))
+                labels = '\n'.join(f'({anchor(stem(f), k)})=' for k, _ in defined(c))
                 if labels: out.append(dict(cell_type='markdown', id=f"at-{c['id']}", metadata={}, source=labels))
             for o in c.get('outputs', []):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
@@ -141,32 +153,27 @@ def api(names):
     md = '# API\n\n> Every name the package exports, page by page.\n'
     for mod, (f, syms) in names.mods.items():
         md += f'\n## {LIB}.{mod}\n\n'
-        md += ''.join(f'- [`{k}`](#{LIB}.{mod}.{k})' + (f' – {d}' if d else '') + '\n' for k, d in syms.items())
+        md += ''.join(f'- [`{k}`](#{anchor(mod, k)})' + (f' – {d}' if d else '') + '\n' for k, d in syms.items())
     return md
 
 
 def prepare(nbs, dst):
-    "Write MyST pages for the notebooks under `nbs` to `dst`; page -> document name"
-    fs = pages(nbs)
-    docs, names = {}, Names(nbs)
-    for f in fs:
-        docs[f] = (f.relative_to(nbs).parent/stem(f)).as_posix()
-        if list(docs.values()).count(docs[f]) > 1: sys.exit(f'two pages would become {docs[f]}.html; rename {f.name}')
-        nb = convert(f, names)
-        p = dst/f'{docs[f]}.ipynb'
-        p.parent.mkdir(parents=True, exist_ok=True)
-        if f.stem == 'index' and f.parent == nbs: ix, ixf = nb, p
-        else: p.write_text(json.dumps(nb))
-    groups = defaultdict(list)
-    for f, d in docs.items():
-        if d != 'index': groups[d.split('/')[0].capitalize() if '/' in d else 'The pages'].append(d)
+    "Write MyST pages for the notebooks under `nbs` to `dst`; document -> its page and cells"
+    docs, names, groups = {}, Names(nbs), defaultdict(list)
+    for f in pages(nbs):
+        doc = (f.relative_to(nbs).parent/stem(f)).as_posix()
+        if doc in docs: raise ValueError(f'{docs[doc][0].name} and {f.name} would both become {doc}.html; rename one')
+        docs[doc] = f, convert(f, names)
+        if doc != 'index': groups[doc.split('/')[0].capitalize() if '/' in doc else 'The pages'].append(doc)
     if names.mods:
         (dst/'api.md').write_text(api(names))
         groups['Reference'] = ['api']
     toc = '\n\n'.join(toctree(k, v) for k, v in groups.items())
-    ix['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
-    ixf.write_text(json.dumps(ix))
-    return docs
+    docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
+    for doc, (f, nb) in docs.items():
+        (dst/doc).parent.mkdir(parents=True, exist_ok=True)
+        (dst/f'{doc}.ipynb').write_text(json.dumps(nb))
+    return {doc: (f.relative_to(nbs), nb['cells']) for doc, (f, nb) in docs.items()}
 
 
 # The finished site
@@ -215,8 +222,11 @@ def build(out, nbs=NBS):
         cmd = [sys.executable, '-m', 'sphinx', *opts, src, html]
         r = subprocess.run(cmd, capture_output=True, text=True, cwd=d, env=os.environ | dict(PYTHONWARNINGS='ignore'))
         if r.returncode:
-            msg = r.stderr
-            for f, doc in docs.items(): msg = msg.replace(f'{src}/{doc}.ipynb', str(f.relative_to(nbs)))
+            def page(m):
+                f, cs = docs[m[1]]
+                if not m[2]: return str(f)
+                return f"{f} cell {cs[int(m[2])//10_000 - 1]['id'].removeprefix('at-')}"  # how MyST-NB counts lines
+            msg = re.sub(rf'{src}/([\w/-]+)\.ipynb(?::(\d+))?', page, r.stderr).replace(f'{src}/', '')
             return [l for l in msg.splitlines() if l.strip()] or [r.stdout]
         if bad := dead_links(html): return bad
         shutil.rmtree(out, ignore_errors=True)

@@ -9,6 +9,7 @@ extensions = ['myst_nb', 'sphinx_copybutton']
 nb_execution_mode = 'off'              # outputs are the ones saved in the pages
 nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'linkify', 'strikethrough', 'tasklist']
+myst_dmath_double_inline = True        # $$ within a paragraph is display math, as in Jupyter
 myst_heading_anchors = 3
 suppress_warnings = ['mystnb.unknown_mime_type', 'myst.header']
 html_theme = 'furo'

@@ -41,9 +41,9 @@ def modules(c):
 # Each rule takes a page and gives pairs of a cell (or None) and what to do
 
 def title(f, nb, nbs):
-    c = next(iter(nb['cells']), None)
+    c = next(filter(shown, nb['cells']), None)
     m = c and c['cell_type'] == 'markdown' and TITLE.match(source(c))
-    if not m: yield c, 'begin the page with one markdown cell: `# Title`, an empty line, `> one sentence`'
+    if not m: yield c, 'begin the page with one markdown cell: `# Title`, then `> one sentence`'
     elif re.search(r'\n|[.!?]\s+[A-Z]', m[1]): yield c, 'make the `>` subtitle one sentence on one line'
 
 def name(f, nb, nbs):
@@ -72,7 +72,7 @@ def order(f, nb, nbs):
     "Words before every one or two exported cells, a lesson after them; imports do not count"
     prose, run = False, []
     end = dict(cell_type='end', source='')
-    for c in [*filter(shown, nb['cells'][1:]), end]:
+    for c in [*filter(shown, nb['cells']), end][1:]:  # after the title
         if c['cell_type'] == 'markdown': prose = True
         elif imports_only(c) or code(c).startswith('show_doc('): continue
         elif exported(c):
