@@ -88,7 +88,7 @@ class World:
     target:Callable # reward -> what the decoder is to predict
     imagine:Callable # decoder output -> imaginary reward r_hat
     cells:Callable # observation [...,O+1] -> index of its cell [...], for one decoder head a cell
-    n_cells:int # number of cells; 0 if the world has none
+    places:Tensor # [C,O+1] an observation in each cell, flag 0; None if the world has no cells
     pack:Callable # end observations and rewards of whole tasks -> compact codes for the buffer
     unpack:Callable # the inverse
     code_bytes:int # bytes of one packed task
@@ -96,3 +96,6 @@ class World:
 
     @property
     def steps(self): return self.horizon*self.episodes # H+
+
+    @property
+    def n_cells(self): return 0 if self.places is None else len(self.places) # C
