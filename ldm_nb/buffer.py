@@ -10,12 +10,29 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/25_buffer.ipynb #aa5b07a7
-def empty(S:int, size:int, code_bytes:int, device='cpu')->Tensor: # [S,size,C] uint8
+def empty(
+    S:int, # seeds
+    size:int, # tasks a seed
+    code_bytes:int, # C
+    device='cpu', # where the buffer lives
+)->Tensor: # [S,size,C] uint8
     "A buffer for `size` packed tasks a seed"
     return torch.zeros(S, size, code_bytes, dtype=torch.uint8, device=device)
 
-def held(size:int, kind:str, iteration:int, normal:int, workers:int)->int:
-    "How many tasks the buffer holds after `iteration` iterations of `normal` normal workers out of `workers`"
+def held(
+    size:int, # tasks the buffer has room for
+    kind:str, # 'ring' or 'frozen'
+    iteration:int, # iterations done
+    normal:int, workers:int, # normal workers; all workers, mixture workers included
+)->int: # tasks
+    """How many tasks the buffer holds
+
+    ```python
+    >>> [held(100, kind, iteration=9, normal=14, workers=16) for kind in ('ring', 'frozen')]
+    [100, 98]
+
+    ```
+    """
     rounds = iteration if kind == 'ring' else min(iteration, -(-size//workers))
     return min(size, rounds*normal)
 
@@ -38,7 +55,14 @@ def choose_tasks(
     u:Tensor, # [S,k] uniform noise
     n:int, # tasks to choose from, at least k
 )->Tensor: # [S,k] different integers in 0..n-1
-    "`k` tasks without replacement"
+    """`k` tasks without replacement
+
+    ```python
+    >>> choose_tasks(torch.tensor([[.9, .9, .1]]), 5)
+    tensor([[2, 3, 0]])
+
+    ```
+    """
     k = u.shape[1]
     top = torch.arange(n - k, n, device=u.device)
     want = (u.double()*(top + 1)).long().clamp(max=top)

@@ -28,7 +28,8 @@ def generators(
 
     ```
     """
-    def key(stream, seed): return int.from_bytes(blake2b(f'{stream}/{int(seed)}'.encode(), digest_size=7).digest(), 'big')
+    def key(stream, seed):
+        return int.from_bytes(blake2b(f'{stream}/{int(seed)}'.encode(), digest_size=7).digest(), 'big')
     return {k: [torch.Generator(device).manual_seed(key(k, s)) for s in seeds] for k in STREAMS}
 
 # %% ../nbs/00_core.ipynb #d5cace6e
@@ -48,7 +49,7 @@ def draw(
 # %% ../nbs/00_core.ipynb #056ab94b
 def draw_mask(
     gens:list, # `S` generators
-    keep:float, # probability of a one, in (0,1]
+    keep:float, # probability of a one, in (0,1)
     *shape, # of one seed's block
 )->Tensor: # [S,*shape] bool
     "Bernoulli masks, one byte an element, each decided by 32 random bits"
@@ -59,11 +60,16 @@ def draw_mask(
     return torch.stack([one(g) for g in gens])
 
 # %% ../nbs/00_core.ipynb #81f08ef9
-def noise_state(gens:dict)->dict: # stream -> [S,bytes] uint8, on the CPU
+def noise_state(
+    gens:dict, # of `generators`
+)->dict: # stream -> [S,bytes] uint8, on the CPU
     "The states of all generators, seed axis first"
     return {k: torch.stack([g.get_state() for g in gs]) for k, gs in gens.items()}
 
-def set_noise_state(gens:dict, state:dict):
+def set_noise_state(
+    gens:dict, # of `generators`, changed in place
+    state:dict, # of `noise_state`, for as many seeds
+)->None:
     "Put the generators back to where `noise_state` found them"
     for k, gs in gens.items():
         for g, s in zip(gs, state[k]): g.set_state(s.clone()) # torch 2.13 crashes on a view with an offset
@@ -86,14 +92,33 @@ def tree_map(
     return {k: tree_map(f, v, *(r[k] for r in rest)) for k, v in tree.items()}
 
 # %% ../nbs/00_core.ipynb #68129c00
-def flat(tree:dict, prefix='')->dict:
-    "Nested dict -> flat dict with dotted names"
+def flat(
+    tree:dict, # nested
+    prefix:str='', # of every name
+)->dict: # dotted name -> leaf
+    """Nested dict -> flat dict with dotted names
+
+    ```python
+    >>> flat({'gru': {'w': 1, 'b': 2}, 'head': 3})
+    {'gru.w': 1, 'gru.b': 2, 'head': 3}
+
+    ```
+    """
     out = {}
     for k, v in tree.items(): out |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix+k: v}
     return out
 
-def nest(leaves:dict)->dict:
-    "The inverse of `flat`"
+def nest(
+    leaves:dict, # dotted name -> leaf
+)->dict: # nested
+    """The inverse of `flat`
+
+    ```python
+    >>> nest({'gru.w': 1, 'gru.b': 2, 'head': 3})
+    {'gru': {'w': 1, 'b': 2}, 'head': 3}
+
+    ```
+    """
     out = {}
     for k, v in leaves.items():
         *path, last = k.split('.')
@@ -103,11 +128,16 @@ def nest(leaves:dict)->dict:
     return out
 
 # %% ../nbs/00_core.ipynb #04ef5d67
-def take(tree:dict, i:int)->dict:
+def take(
+    tree:dict, # of [S,...]
+    i:int, # place in the stack
+)->dict: # of [1,...]
     "Seed number `i` of a stack, as a stack of one"
     return tree_map(lambda x: x[i:i+1], tree)
 
-def stack(trees:list)->dict:
+def stack(
+    trees:list, # of the same shape, their leaves [S_i,...]
+)->dict: # of [S,...], S the sum of all S_i
     "Stacks of seeds, joined into one"
     return tree_map(lambda *xs: torch.cat(xs), *trees)
 
@@ -116,14 +146,21 @@ def lift(
     x:Tensor, # [S]
     like:Tensor, # [S,...]
 )->Tensor: # [S,1,...], as many axes as `like`
-    "A per-seed number, ready to meet `like`"
+    """A per-seed number, ready to meet `like`
+
+    ```python
+    >>> lift(torch.ones(3), torch.zeros(3, 5, 7)).shape
+    torch.Size([3, 1, 1])
+
+    ```
+    """
     return x.reshape(-1, *[1]*(like.dim() - 1))
 
 def choose(
     ok:Tensor, # [S] bool
     new:dict, # tree of [S,...]
     old:dict, # the same tree before
-)->dict:
+)->dict: # the same tree
     "Per seed: `new` where `ok`, else `old`"
     return tree_map(lambda n, o: torch.where(lift(ok, n), n, o), new, old)
 
@@ -140,6 +177,10 @@ def read_jsonl(
     return out
 
 # %% ../nbs/00_core.ipynb #cf30e027
-def append_jsonl(path, records:list):
+def append_jsonl(
+    path, # a `.jsonl` file; made where there is none
+    records:list, # of dicts
+)->None:
     "Append `records`, one line each, in one write"
-    with open(path, 'a', encoding='utf-8') as f: f.write(''.join(json.dumps(r, allow_nan=True) + '\n' for r in records))
+    lines = ''.join(json.dumps(r, allow_nan=True) + '\n' for r in records)
+    with open(path, 'a', encoding='utf-8') as f: f.write(lines)

@@ -22,16 +22,17 @@ class EncoderSize:
 
 def init_encoder(
     gens:list, # `S` generators of the stream 'init'
-    size:EncoderSize,
+    size:EncoderSize, # units of its layers
     obs_dim:int, # O+1, with the flag
     action_dim:int, # A
     latent:int, # D
-)->dict:
+)->dict: # state, action (if embedded), reward, gru, mu, logvar
     "Parameters of an encoder (release: orthogonal GRU with zero biases, torch's default elsewhere)"
-    parts = dict(state=(obs_dim, size.state_embedding), action=(action_dim, size.action_embedding), reward=(1, size.reward_embedding))
+    parts = dict(state=(obs_dim, size.state_embedding), action=(action_dim, size.action_embedding),
+                 reward=(1, size.reward_embedding))
     p = {k: init_linear(gens, i, o) for k, (i, o) in parts.items() if o}
-    wide = sum(o for _, o in parts.values())
-    return p | dict(gru=init_gru(gens, wide, size.gru_hidden), mu=init_linear(gens, size.gru_hidden, latent), logvar=init_linear(gens, size.gru_hidden, latent))
+    H, wide = size.gru_hidden, sum(o for _, o in parts.values())
+    return p | dict(gru=init_gru(gens, wide, H), mu=init_linear(gens, H, latent), logvar=init_linear(gens, H, latent))
 
 # %% ../nbs/15_encoder.ipynb #52a65e6b
 def features(
@@ -42,12 +43,13 @@ def features(
 )->Tensor: # [S,...,E]
     "Embedded transitions, side by side"
     parts = [linear(p['state'], obs)]
-    if 'action' in p: parts.append(linear(p['action'], action if action.dim() == obs.dim() else action[..., None].to(obs.dtype)))
+    if 'action' in p:
+        parts.append(linear(p['action'], action if action.dim() == obs.dim() else action[..., None].to(obs.dtype)))
     parts.append(linear(p['reward'], reward[..., None]))
     return torch.relu(torch.cat(parts, -1))
 
 def heads(
-    p:dict,
+    p:dict, # an encoder's parameters
     h:Tensor, # [S,...,H]
 )->tuple: # mu, logvar, each [S,...,D]
     "The posterior a hidden state stands for; a hidden state of zeros gives the (learned) prior"
@@ -55,8 +57,8 @@ def heads(
 
 # %% ../nbs/15_encoder.ipynb #aa9c0a9b
 def encode(
-    p:dict,
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,T,B,...] transitions
+    p:dict, # an encoder's parameters
+    obs:Tensor, action:Tensor, reward:Tensor, # [S,T,B,...] transitions, as in `features`
     h:Tensor=None, # [S,B,H] memory before the first; zeros, the beginning of a task, if None
 )->tuple: # mu, logvar [S,T+1,B,D]; the first is that of `h`
     "All posteriors of trajectories, the prior included"
@@ -65,16 +67,19 @@ def encode(
     hs = torch.cat([h[:, None], gru(p['gru'], x, h)], 1)
     return heads(p, hs)
 
-def memory(p:dict, B:int)->Tensor: # [S,B,H]
+def memory(
+    p:dict, # an encoder's parameters
+    B:int, # workers
+)->Tensor: # [S,B,H]
     "The memory of `B` workers who have seen nothing yet"
     w = p['gru']['w_h']
     return w.new_zeros(w.shape[0], B, w.shape[1])
 
 # %% ../nbs/15_encoder.ipynb #6840625a
 def advance(
-    p:dict,
-    h:Tensor, # [S,B,H]
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,B,...] one transition
+    p:dict, # an encoder's parameters
+    h:Tensor, # [S,B,H] the memory before
+    obs:Tensor, action:Tensor, reward:Tensor, # [S,B,...] one transition, as in `features`
 )->Tensor: # [S,B,H]
     "The memory after one more transition"
     return gru_cell(p['gru'], gru_inputs(p['gru'], features(p, obs, action, reward)), h)

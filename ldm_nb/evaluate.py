@@ -16,7 +16,7 @@ from .rollout import Traj, rollout, episode_sums
 
 # %% ../nbs/60_evaluate.ipynb #254133f8
 def evaluate(
-    world:World,
+    world:World, # whose tasks are played
     agent:Agent, # greedy
     gens:list=None, # `S` generators of the stream 'eval'; None where resets need no noise
     split:str='eval', # the tasks to go through
@@ -30,15 +30,15 @@ def evaluate(
     return rollout(world, agent, tasks.to(device).expand(S, -1, -1), torch.zeros(S, T, K, device=device), reset)
 
 def outcome(
-    world:World, traj:Traj, # of `evaluate`
+    world:World, traj:Traj, # for N and `reached`; of `evaluate`
 )->dict: # returns [S,K,N]; reached [S,K,N] bool
     "Return and success of every episode of every task"
-    hit = world.reached(traj.true_reward)
-    return dict(returns=episode_sums(traj.true_reward, traj.end, world.episodes), reached=episode_sums(hit.float(), traj.end, world.episodes) > 0)
+    def sums(x): return episode_sums(x, traj.end, world.episodes)
+    return dict(returns=sums(traj.true_reward), reached=sums(world.reached(traj.true_reward).float()) > 0)
 
 # %% ../nbs/60_evaluate.ipynb #ff456336
 def summary(
-    world:World, out:dict, # of `outcome`, over the split 'eval'
+    world:World, out:dict, # for its splits; of `outcome`, over the split 'eval'
 )->list: # one dict per seed
     "Means over the tasks of each split"
     tasks = world.family.splits['eval'].tasks
@@ -56,8 +56,8 @@ def summary(
 
 # %% ../nbs/60_evaluate.ipynb #ba3bcc97
 def table(
-    world:World, out:dict, # of `outcome`, over the split 'eval'
-    method:str, # its name
+    world:World, out:dict, # for its splits; of `outcome`, over the split 'eval'
+    method:str, # the method's name
 )->str: # Markdown
     "Return of the last episode (mean and standard deviation over seeds) and goals reached, per split"
     tasks = world.family.splits['eval'].tasks
@@ -66,14 +66,23 @@ def table(
     for name, split in world.family.splits.items():
         if name in ('eval', 'all'): continue
         mine = split.contains(tasks).to(out['returns'].device)
-        r, hit = out['returns'][:, mine, -1].mean(1), out['reached'][:, mine, -1].sum(1).float()
+        K, r, hit = int(mine.sum()), out['returns'][:, mine, -1].mean(1), out['reached'][:, mine, -1].sum(1).float()
         spread = f' ± {r.std().item():.2f}' if len(r) > 1 else ''
-        rows.append(f'| {method} | {name} | {int(mine.sum())} | {r.mean().item():.2f}{spread} | {hit.mean().item():.1f} of {int(mine.sum())} |')
+        rows.append(f'| {method} | {name} | {K} | {r.mean().item():.2f}{spread} | {hit.mean().item():.1f} of {K} |')
     return '\n'.join(rows)
 
 # %% ../nbs/60_evaluate.ipynb #fb5f0674
-def iqm(x:Tensor)->Tensor: # [...] over the last axis
-    "Interquartile mean: the mean of the middle half, counting the tasks at its edges in part"
+def iqm(
+    x:Tensor, # [...,n] numbers, e.g. one per seed
+)->Tensor: # [...]
+    """Interquartile mean over the last axis: the mean of the middle half, counting the numbers at its edges in part
+
+    ```python
+    >>> iqm(torch.tensor([1., 2., 3., 100.]))
+    tensor(2.5000)
+
+    ```
+    """
     x, n = x.sort(-1)[0], x.shape[-1]
     edges = torch.arange(n + 1, device=x.device, dtype=x.dtype).clamp(n/4, 3*n/4)
     return (x*edges.diff()).sum(-1)/(n/2)
@@ -94,7 +103,7 @@ def interval(
 def draw_curves(
     rows:list, # metric lines: dicts with seed, frames and the keys of `summary`
     ceilings:dict=None, # key -> value of a dashed line, where one is known
-    title:str='',
+    title:str='', # over all three panels
 ): # a matplotlib Figure
     "Train return, test return and test goals missed over frames, every seed thin and their mean thick"
     from matplotlib.figure import Figure
@@ -108,6 +117,8 @@ def draw_curves(
         means = [[r[key] for r in rows if r['frames'] == f] for f in frames]
         ax.plot([f/1e6 for f in frames], [sum(m)/len(m) for m in means], lw=2, color='tab:blue')
         if ceilings and key in ceilings: ax.axhline(ceilings[key], color='grey', ls='--', lw=1)
-        ax.set(title=label, xlabel='frames per seed (millions)'); ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
+        ax.set(title=label, xlabel='frames per seed (millions)')
+        ax.grid(alpha=.3)
+        ax.spines[['top', 'right']].set_visible(False)
     fig.suptitle(title)
     return fig

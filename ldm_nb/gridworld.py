@@ -15,15 +15,27 @@ from .tasks import Family, World, finite
 SIZE, HORIZON, EPISODES = 7, 30, 4 # section 5.1
 ON_GOAL, OFF_GOAL = 1., -.1 # section 5.1
 
-def rings(*ks)->Tensor: # [K,2] cells (x, y), by x, then y
-    "The cells of some rings, in the release's order of evaluation"
+def rings(
+    *ks, # numbers of rings, 0..6
+)->Tensor: # [K,2] cells (x, y), by x, then y
+    """The cells of some rings, in the release's order of evaluation
+
+    ```python
+    >>> rings(1)
+    tensor([[0., 1.],
+            [1., 0.],
+            [1., 1.]])
+
+    ```
+    """
     return torch.tensor([[x, y] for x in range(SIZE) for y in range(SIZE) if max(x, y) in ks], dtype=torch.float32)
 
 # %% ../nbs/11_gridworld.ipynb #c4af4c42
-GRIDWORLD = Family('gridworld', ('goal x (cells)', 'goal y (cells)'), dict(
-    train=finite(rings(2, 6)), test=finite(rings(3, 4, 5)), eval=finite(rings(2, 3, 4, 5, 6)), all=finite(rings(2, 3, 4, 5, 6))))
+GRIDWORLD = Family('gridworld', ('goal x (cells)', 'goal y (cells)'), dict( # Figure 1
+    train=finite(rings(2, 6)), test=finite(rings(3, 4, 5)),
+    eval=finite(rings(2, 3, 4, 5, 6)), all=finite(rings(2, 3, 4, 5, 6))))
 
-EXTRAPOLATION = Family('gridworld-extrapolation', GRIDWORLD.columns, dict(
+EXTRAPOLATION = Family('gridworld-extrapolation', GRIDWORLD.columns, dict( # Figure 5, our reading
     train=finite(rings(2, 5)), test1=finite(rings(3, 4)), test2=finite(rings(6)), test=finite(rings(3, 4, 6)),
     eval=finite(rings(2, 3, 4, 5, 6)), all=finite(rings(2, 3, 4, 5, 6))), (('train', 'test'), ('test1', 'test2')))
 
@@ -31,12 +43,15 @@ EXTRAPOLATION = Family('gridworld-extrapolation', GRIDWORLD.columns, dict(
 ACTIONS = ('stay', 'up', 'right', 'down', 'left')
 MOVES = torch.tensor([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]], dtype=torch.float32)
 
-def start(task:Tensor, u:Tensor)->Tensor: # [S,B,2]
+def start(
+    task:Tensor, # [S,B,2] goals
+    u:Tensor, # not used
+)->Tensor: # [S,B,2] cells
     "Every episode begins in the corner"
     return torch.zeros_like(task)
 
 def step(
-    cell:Tensor, # [S,B,2]
+    cell:Tensor, # [S,B,2] where the agents are
     goal:Tensor, # [S,B,2]
     action:Tensor, # [S,B] integers in 0..4
 )->tuple: # next cell [S,B,2], reward [S,B], died [S,B] (never)
@@ -52,8 +67,8 @@ def ceiling(
     """The known-goal optimum of each task
 
     ```python
-    >>> round(ceiling(GRIDWORLD.splits['train'].tasks).mean().item(), 3), round(ceiling(GRIDWORLD.splits['test'].tasks).mean().item(), 3)
-    (23.278, 24.5)
+    >>> {k: round(ceiling(GRIDWORLD.splits[k].tasks).mean().item(), 3) for k in ('train', 'test')}
+    {'train': 23.278, 'test': 24.5}
 
     ```
     """
@@ -61,12 +76,23 @@ def ceiling(
     return (HORIZON + 1 - d)*ON_GOAL + (d - 1)*OFF_GOAL
 
 # %% ../nbs/11_gridworld.ipynb #5dafe18b
-def target(reward:Tensor)->Tensor: # 1 where the goal was reached
+def target(
+    reward:Tensor, # [...] true rewards, 1 or -0.1
+)->Tensor: # [...] 1 where the goal was reached, else 0
     "What the decoder is to predict"
     return (reward == ON_GOAL).to(reward.dtype)
 
-def imagine(logit:Tensor)->Tensor: # in (-0.1, 1)
-    "The imaginary reward of a decoder's logit"
+def imagine(
+    logit:Tensor, # [...] output of the decoder
+)->Tensor: # [...] r_hat, in (-0.1, 1)
+    """The imaginary reward of a decoder's logit
+
+    ```python
+    >>> imagine(torch.tensor(0.))
+    tensor(0.4500)
+
+    ```
+    """
     return OFF_GOAL + (ON_GOAL - OFF_GOAL)*torch.sigmoid(logit)
 
 # %% ../nbs/11_gridworld.ipynb #459a5442
@@ -76,7 +102,8 @@ def cells(
     "Index 7x + y of the cell an observation was made in"
     return (SIZE*obs[..., 0] + obs[..., 1]).long()
 
-PLACES = torch.tensor([[x, y, 0] for x in range(SIZE) for y in range(SIZE)], dtype=torch.float32) # [49,3] one of each cell
+# [49,3] an observation in each cell
+PLACES = torch.tensor([[x, y, 0] for x in range(SIZE) for y in range(SIZE)], dtype=torch.float32)
 
 # %% ../nbs/11_gridworld.ipynb #f00eb6e2
 _POWERS = torch.tensor([1, 5, 25])
@@ -110,8 +137,20 @@ def unpack(
     return obs.transpose(1, 2), a.reshape(S, B, -1).transpose(1, 2), torch.where(on, ON_GOAL, OFF_GOAL).transpose(1, 2)
 
 # %% ../nbs/11_gridworld.ipynb #4432eee0
-def gridworld(family:Family=GRIDWORLD, episodes:int=EPISODES)->World:
-    "The gridworld with the goals of a family"
-    return World(family, obs_dim=2, n_actions=5, action_dim=1, horizon=HORIZON, episodes=episodes, start=start, step=step, observe=lambda cell: cell,
-                 reached=lambda reward: reward == ON_GOAL, reward_kind='binary', target=target, imagine=imagine, cells=cells, places=PLACES,
+def gridworld(
+    family:Family=GRIDWORLD, # which goals
+    episodes:int=EPISODES, # N
+)->World:
+    """The gridworld with the goals of a family
+
+    ```python
+    >>> world = gridworld()
+    >>> world.steps, world.n_cells, world.code_bytes
+    (120, 49, 41)
+
+    ```
+    """
+    return World(family, obs_dim=2, n_actions=5, action_dim=1, horizon=HORIZON, episodes=episodes,
+                 start=start, step=step, observe=lambda cell: cell, reached=lambda reward: reward == ON_GOAL,
+                 reward_kind='binary', target=target, imagine=imagine, cells=cells, places=PLACES,
                  pack=pack, unpack=unpack, code_bytes=HORIZON*episodes//3 + 1)

@@ -29,43 +29,60 @@ class LDM:
     workers:int = 16 # B = n + M, parallel workers; release: all configs
     train_split:str = 'train' # tasks trained on
     encoder:EncoderSize = EncoderSize() # of Encoder-p and Encoder-v
-    policy:PolicySize = PolicySize()
-    a2c:A2C = A2C()
-    vae:VAE = VAE()
-    mixture:Mixture = Mixture()
+    policy:PolicySize = PolicySize() # of actor and critic
+    a2c:A2C = A2C() # the policy's update
+    vae:VAE = VAE() # the latent dynamics network
+    mixture:Mixture = Mixture() # the imaginary tasks
 
     def __post_init__(self):
-        if not 0 <= self.mixture.mixture_workers < self.workers:
-            raise ValueError(f'mixture_workers is {self.mixture.mixture_workers}: it must leave at least one of the {self.workers} workers normal')
+        M = self.mixture.mixture_workers
+        if not 0 <= M < self.workers:
+            raise ValueError(f'mixture_workers is {M}: it must leave at least one of the {self.workers} workers normal')
 
     @property
     def normal(self): return self.workers - self.mixture.mixture_workers # n
 
 # %% ../nbs/72_ldm.ipynb #8b336f9e
-def init(cfg:LDM, world:World, gens:dict)->dict:
+def init(
+    cfg:LDM, world:World, # settings; for its sizes
+    gens:dict, # of `generators`
+)->dict: # params, opt: trees of [S,...]; buffer
     "RL2's networks, then the latent dynamics network and an empty buffer"
     state = init_policy(cfg, world, gens)
     vae = init_vae(gens['init'], cfg.vae, cfg.encoder, world)
     state['params']['vae'], state['opt']['vae'] = vae, init_moments(vae)
-    return state | dict(buffer=empty(len(gens['init']), cfg.vae.buffer_size, world.code_bytes, gens['init'][0].device))
+    S, device = len(gens['init']), gens['init'][0].device
+    return state | dict(buffer=empty(S, cfg.vae.buffer_size, world.code_bytes, device))
 
 # %% ../nbs/72_ldm.ipynb #676d93a9
-def draw_noise(cfg:LDM, world:World, gens:dict, iteration:int)->dict:
+def draw_noise(
+    cfg:LDM, world:World, # settings; where
+    gens:dict, # of `generators`
+    iteration:int, # for the number of stored tasks
+)->dict: # of `rollout_noise`; vae: a list of `vae_noise`, one an update; mixture: of `mixture_noise`, if any
     "All noise of an iteration"
-    size = min(cfg.vae.vae_batch, stored(cfg, iteration, cfg.normal))
-    n = rollout_noise(cfg, world, gens) | dict(vae=[vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size) for _ in range(cfg.vae.vae_updates)])
+    size, n = min(cfg.vae.vae_batch, stored(cfg, iteration, cfg.normal)), rollout_noise(cfg, world, gens)
+    n['vae'] = [vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size) for _ in range(cfg.vae.vae_updates)]
     if not cfg.mixture.mixture_workers: return n
-    return n | dict(mixture=mixture_noise(gens['imagination'], cfg.mixture, cfg.vae, world, cfg.normal, cfg.encoder.state_embedding))
+    E = cfg.encoder.state_embedding
+    return n | dict(mixture=mixture_noise(gens['imagination'], cfg.mixture, cfg.vae, world, cfg.normal, E))
 
 @torch.no_grad()
-def mixture_latents(cfg:LDM, state:dict, traj:Traj, noise:dict)->Tensor: # [S,T,M,D]
+def mixture_latents(
+    cfg:LDM, state:dict, # settings; of `init` or `update`
+    traj:Traj, # of the normal workers
+    noise:dict, # of `mixture_noise`
+)->Tensor: # [S,T,M,D]
     "m_hat before every step, from the normal workers' rollout"
     mu, logvar = encode(state['params']['vae']['encoder'], traj.obs[:, 1:], traj.action, traj.reward)
     m = mu[:, :-1] if noise['eps'] is None else mu[:, :-1] + (.5*logvar[:, :-1]).exp()*noise['eps']
     return mix(mixture_weights(noise['e'], cfg.mixture.beta), m)
 
 # %% ../nbs/72_ldm.ipynb #3abfdc86
-def collect(cfg:LDM, world:World, state:dict, noise:dict)->Traj:
+def collect(
+    cfg:LDM, world:World, # settings; where
+    state:dict, noise:dict, # of `init` or `update`; of `draw_noise`
+)->Traj: # of the n normal workers, then of the M mixture workers
     "One task on every worker: first the normal ones, then those who imagine"
     n, M = cfg.normal, cfg.mixture.mixture_workers
     task, reset = world.family.splits[cfg.train_split].sample(noise['task']), noise['reset']
@@ -75,10 +92,16 @@ def collect(cfg:LDM, world:World, state:dict, noise:dict)->Traj:
     real = go(slice(0, n))
     if not M: return real
     m_hat = mixture_latents(cfg, state, real, noise['mixture'])
-    return join(real, go(slice(n, n + M), imagined(world, state['params']['vae']['decoder'], cfg.vae, m_hat, noise['mixture']['mask'])))
+    shown = imagined(world, state['params']['vae']['decoder'], cfg.vae, m_hat, noise['mixture']['mask'])
+    return join(real, go(slice(n, n + M), shown))
 
 # %% ../nbs/72_ldm.ipynb #93cefa33
-def vae_step(cfg, world:World, params:dict, opt:dict, codes:Tensor, noise:dict)->tuple: # params, opt, metrics
+def vae_step(
+    cfg, world:World, # settings with `vae`; where
+    params:dict, opt:dict, # of the latent dynamics network: encoder, decoder
+    codes:Tensor, # [S,B,C] uint8, packed tasks from the buffer
+    noise:dict, # of `vae_noise`
+)->tuple: # params, opt, metrics (name -> [S])
     "One Adam step on the negative ELBO; the release clips nothing here"
     p = leaf(params)
     obs, action, reward = world.unpack(codes)
@@ -87,12 +110,20 @@ def vae_step(cfg, world:World, params:dict, opt:dict, codes:Tensor, noise:dict)-
     new, opt = adam(p, g, opt, cfg.vae.vae_lr)
     return new, opt, {k: v.detach() for k, v in losses.items()} | dict(vae_norm=norm(g))
 
-def imagined_return(cfg:LDM, world:World, traj:Traj)->Tensor: # [S]
+def imagined_return(
+    cfg:LDM, world:World, # for n and N
+    traj:Traj, # of all workers
+)->Tensor: # [S]
     "Mean imaginary return of the mixture workers' last episode"
     return episode_sums(traj.reward[:, :, cfg.normal:], traj.end[:, :, cfg.normal:], world.episodes)[..., -1].mean(1)
 
 # %% ../nbs/72_ldm.ipynb #d76b7b4f
-def update(cfg:LDM, world:World, state:dict, traj:Traj, noise:dict, iteration:int)->tuple: # state, metrics
+def update(
+    cfg:LDM, world:World, # settings; where
+    state:dict, # of `init` or `update`
+    traj:Traj, noise:dict, # of `collect`; of `draw_noise`
+    iteration:int, # counted from 0
+)->tuple: # state, metrics (name -> [S])
     "A policy step, storage, and the latent dynamics network's steps"
     n, params, opt = cfg.normal, state['params'], state['opt']
     metrics = {'return': task_return(world, traj, n)}

@@ -19,7 +19,7 @@ class Mixture:
     "Settings of the imaginary tasks"
     mixture_workers:int = 2 # M, of all workers; paper: section 3.4
     beta:float = 1. # degree of extrapolation; paper: section 3.3, 1 suits best for most experiments
-    weights:str = 'scalar' # 'scalar': one weight a worker, Eq. (1) as printed; 'per-dimension': one for each latent dimension (release)
+    weights:str = 'scalar' # 'scalar': one a worker, Eq. (1) as printed; 'per-dimension': D a worker (release)
     mixed:str = 'samples' # what is mixed: 'samples' of the posteriors, new noise each step (release), or their 'means'
     imagination_dropout:bool = True # the decoder's dropout is active while imagining (release)
 
@@ -28,35 +28,44 @@ def mixture_weights(
     e:Tensor, # [S,M,D,n] standard exponential noise (D = 1: one weight per worker, as Eq. 1 reads)
     beta:float, # degree of extrapolation; 1 stays inside the convex hull
 )->Tensor: # [S,M,D,n] weights, summing to 1 over n
-    "Flat Dirichlet weights stretched by `beta` about the uniform mixture"
+    """Flat Dirichlet weights stretched by `beta` about the uniform mixture
+
+    ```python
+    >>> mixture_weights(torch.tensor([1., 3.]), beta=1.), mixture_weights(torch.tensor([1., 3.]), beta=2.)
+    (tensor([0.2500, 0.7500]), tensor([0., 1.]))
+
+    ```
+    """
     return beta*e/e.sum(-1, keepdim=True) - (beta - 1)/e.shape[-1]
 
 # %% ../nbs/40_mixture.ipynb #aeb13207
 def mix(
-    alpha:Tensor, # [S,M,D,n], D may be 1
+    alpha:Tensor, # [S,M,D,n] weights, D may be 1
     m:Tensor, # [S,T,n,D] latents of the normal workers
 )->Tensor: # [S,T,M,D] m_hat
-    "Eq. (1)"
+    "Eq. (1): each mixture worker's weighted sum of the normal workers' latents"
     return torch.einsum('smdn,stnd->stmd', alpha.expand(-1, -1, m.shape[-1], -1), m)
 
 # %% ../nbs/40_mixture.ipynb #93139497
 def mixture_noise(
     gens:list, # `S` generators of the stream 'imagination'
-    cfg:Mixture, vae:VAE,
-    world:World,
+    cfg:Mixture, vae:VAE, # kind of weights; latent dimensions and dropout
+    world:World, # for the length T of its tasks
     normal:int, # n
     embedding:int, # E, units of the decoder's state embedding
-)->dict:
+)->dict: # e [S,M,D or 1,n]; eps [S,T,n,D], None for means; mask [S,T,M,E], None without dropout
     "Dirichlet, posterior and dropout noise of one iteration's imaginary tasks"
     T, M = world.steps, cfg.mixture_workers
     D = vae.latent if cfg.weights == 'per-dimension' else 1
     eps = draw(gens, 'normal', T, normal, vae.latent) if cfg.mixed == 'samples' else None
     drop = cfg.imagination_dropout and vae.p_drop > 0
-    return dict(e=draw(gens, 'exponential', M, D, normal), eps=eps, mask=draw_mask(gens, 1 - vae.p_drop, T, M, embedding) if drop else None)
+    e = draw(gens, 'exponential', M, D, normal)
+    return dict(e=e, eps=eps, mask=draw_mask(gens, 1 - vae.p_drop, T, M, embedding) if drop else None)
 
 # %% ../nbs/40_mixture.ipynb #b7415e26
 def imagined(
-    world:World, decoder:dict, vae:VAE,
+    world:World, # for `imagine`, from decoder output to reward
+    decoder:dict, vae:VAE, # its parameters; its dropout
     m_hat:Tensor, # [S,T,M,D]
     mask:Tensor, # [S,T,M,E] bool or None
 ): # t, obs, action, next obs [S,M,O+1], true reward -> r_hat [S,M]

@@ -15,18 +15,17 @@ from .core import tree_map, flat, nest, lift
 # %% ../nbs/01_nets.ipynb #5cec43c4
 def init_linear(
     gens:list, # `S` generators of the stream 'init'
-    n_in:int, n_out:int,
-    kind:str='torch', # 'torch': U(+-1/sqrt(n_in)); 'unit': normal columns of length 1, no bias; 'small': orthogonal, gain 0.01
+    n_in:int, n_out:int, # numbers of inputs and outputs
+    kind:str='torch', # 'torch': U(+-1/sqrt(n_in)); 'unit': normal columns of length 1; 'small': orthogonal, gain 0.01
 )->dict: # w [S,in,out], b [S,1,out]
-    "Initial parameters of a linear layer, each seed's from its own generator"
+    "Initial parameters of a linear layer, each seed's from its own generator; only 'torch' has biases other than zero"
     def one(g):
         k, dev = n_in**-.5, g.device
-        if kind == 'torch':
-            return torch.empty(n_in, n_out, device=dev).uniform_(-k, k, generator=g), torch.empty(1, n_out, device=dev).uniform_(-k, k, generator=g)
-        w = torch.empty(n_in, n_out, device=dev)
+        w, b = torch.empty(n_in, n_out, device=dev), torch.zeros(1, n_out, device=dev)
+        if kind == 'torch': return w.uniform_(-k, k, generator=g), b.uniform_(-k, k, generator=g)
         if kind == 'unit': w = w.normal_(generator=g); w = w/w.norm(dim=0, keepdim=True)
         else: w = orthogonal_(torch.empty(n_out, n_in, device=dev), gain=.01, generator=g).T
-        return w, torch.zeros(1, n_out, device=dev)
+        return w, b
     w, b = zip(*(one(g) for g in gens))
     return dict(w=torch.stack(w), b=torch.stack(b))
 
@@ -40,27 +39,41 @@ def linear(
     return torch.baddbmm(p['b'], x.flatten(1, -2), p['w']).unflatten(1, x.shape[1:-1])
 
 # %% ../nbs/01_nets.ipynb #7ff8a94a
-def init_mlp(gens:list, n_in:int, sizes:tuple, kind='torch')->dict:
+def init_mlp(
+    gens:list, # `S` generators of the stream 'init'
+    n_in:int, # inputs
+    sizes:tuple, # outputs of each layer
+    kind:str='torch', # as in `init_linear`
+)->dict: # layer -> w, b
     "Parameters of `mlp`, layer `i` under the key `str(i)`"
     return {str(i): init_linear(gens, a, b, kind) for i, (a, b) in enumerate(zip((n_in, *sizes), sizes))}
 
-def mlp(p:dict, x:Tensor, act=torch.relu)->Tensor: # [S,...,sizes[-1]]
+def mlp(
+    p:dict, # of `init_mlp`
+    x:Tensor, # [S,...,n_in]
+    act=torch.relu, # after every layer
+)->Tensor: # [S,...,sizes[-1]]
     "Linear layers, each followed by `act`"
     for i in range(len(p)): x = act(linear(p[str(i)], x))
     return x
 
 # %% ../nbs/01_nets.ipynb #c94d6cd4
-def init_gru(gens:list, n_in:int, n_hidden:int)->dict:
+def init_gru(
+    gens:list, # `S` generators of the stream 'init'
+    n_in:int, # I
+    n_hidden:int, # H
+)->dict: # w_x [S,I,3H], b_x [S,1,3H], w_h [S,H,3H], b_h [S,1,3H]
     "Orthogonal weights, zero biases (release: orthogonal over each full matrix)"
-    def orth(n): return torch.stack([orthogonal_(torch.empty(3*n_hidden, n, device=g.device), generator=g).T.contiguous() for g in gens])
+    def one(g, n): return orthogonal_(torch.empty(3*n_hidden, n, device=g.device), generator=g).T.contiguous()
+    def orth(n): return torch.stack([one(g, n) for g in gens])
     zero = torch.zeros(len(gens), 1, 3*n_hidden, device=gens[0].device)
     return dict(w_x=orth(n_in), b_x=zero, w_h=orth(n_hidden), b_h=zero.clone())
 
 def gru_cell(
     p:dict, # w_h [S,H,3H], b_h [S,1,3H]
     gx:Tensor, # [S,B,3H] the input half of the gates
-    h:Tensor, # [S,B,H]
-)->Tensor: # [S,B,H]
+    h:Tensor, # [S,B,H] before the step
+)->Tensor: # [S,B,H] after it
     "One step of the recurrence"
     H = h.shape[-1]
     gh = torch.baddbmm(p['b_h'], h, p['w_h'])
@@ -69,12 +82,15 @@ def gru_cell(
     return torch.lerp(c, h, rz[..., H:])
 
 # %% ../nbs/01_nets.ipynb #33e4f7c4
-def gru_inputs(p:dict, x:Tensor)->Tensor: # [S,...,3H]
+def gru_inputs(
+    p:dict, # w_x [S,I,3H], b_x [S,1,3H]
+    x:Tensor, # [S,...,I]
+)->Tensor: # [S,...,3H]
     "The input half of the gates, for any number of steps at once"
     return linear(dict(w=p['w_x'], b=p['b_x']), x)
 
 def gru_loop(
-    p:dict, # parameters of the GRU
+    p:dict, # of `init_gru`
     x:Tensor, # [S,T,B,I]
     h:Tensor, # [S,B,H] before the first step
 )->Tensor: # [S,T,B,H] after each step
@@ -120,7 +136,7 @@ class _GRU(torch.autograd.Function):
 
 # %% ../nbs/01_nets.ipynb #16ac45ea
 def gru(
-    p:dict, # parameters of the GRU
+    p:dict, # of `init_gru`
     x:Tensor, # [S,T,B,I]
     h:Tensor, # [S,B,H] before the first step
 )->Tensor: # [S,T,B,H] after each step
@@ -137,22 +153,31 @@ def gradients(
     gs = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
     return nest({k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), gs)})
 
-def leaf(params:dict)->dict:
+def leaf(
+    params:dict, # tree of [S,...]
+)->dict: # the same tree
     "The same values as fresh leaves that collect gradients"
     return tree_map(lambda x: x.detach().requires_grad_(), params)
 
 # %% ../nbs/01_nets.ipynb #8c377a8d
-def norm(grads:dict)->Tensor: # [S]
+def norm(
+    grads:dict, # tree of [S,...]
+)->Tensor: # [S]
     "Euclidean length of each seed's gradient"
     return torch.stack([g.flatten(1).pow(2).sum(1) for g in flat(grads).values()]).sum(0).sqrt()
 
-def clip(grads:dict, limit:float)->dict:
+def clip(
+    grads:dict, # tree of [S,...]
+    limit:float, # length that no seed's gradient exceeds
+)->dict: # the same tree
     "Scale each seed's gradient down to length `limit`, as torch's `clip_grad_norm_` does for one model"
     scale = (limit/(norm(grads) + 1e-6)).clamp(max=1.)
     return tree_map(lambda g: g*lift(scale, g), grads)
 
 # %% ../nbs/01_nets.ipynb #4a26ed69
-def init_moments(params:dict)->dict: # m, v: trees like `params`; t [S]
+def init_moments(
+    params:dict, # tree of [S,...]
+)->dict: # m, v: trees like `params`; t [S]
     "Zero first and second moments and a step count per seed"
     zeros = tree_map(torch.zeros_like, params)
     some = next(iter(flat(params).values()))

@@ -21,17 +21,25 @@ class A2C:
     policy_lr:float = 7e-4 # RMSprop step size of actor and critic; release: grid
     encoder_lr:float = 7e-4 # Adam step size of Encoder-p; release: all
     max_grad_norm:float = .5 # limit of the gradient's norm, heads and encoder apart; release: all
-    task_end:str = 'terminal' # 'terminal': nothing follows a task (release, grid); 'bootstrap': the critic's value of its last step follows
+    task_end:str = 'terminal' # 'terminal': nothing follows a task (release, grid); 'bootstrap': the critic's value
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
 
 # %% ../nbs/31_onpolicy.ipynb #7a007969
 def gae(
     reward:Tensor, # [S,T,B] as shown to the agent
-    value:Tensor, # [S,T+1,B]
+    value:Tensor, # [S,T+1,B] the critic's before each step, and after the last
     done:Tensor, # [S,T,B] bool, the task ended
-    cfg:A2C,
+    cfg:A2C, # for `gamma`, `gae_lambda` and `task_end`
 )->Tensor: # [S,T,B] advantages
-    "Generalised advantage estimates (Schulman et al. 2016)"
+    """Generalised advantage estimates (Schulman et al. 2016)
+
+    ```python
+    >>> reward, done = torch.tensor([0., 1.]).reshape(1, 2, 1), torch.tensor([False, True]).reshape(1, 2, 1)
+    >>> gae(reward, torch.zeros(1, 3, 1), done, A2C(gamma=.9, gae_lambda=1.)).flatten()
+    tensor([0.9000, 1.0000])
+
+    ```
+    """
     live = 1 - done.to(value.dtype)
     follows = torch.ones_like(live) if cfg.task_end == 'bootstrap' else live
     delta = reward + cfg.gamma*value[:, 1:]*follows - value[:, :-1]
@@ -52,12 +60,25 @@ def a2c_losses(
     "Policy gradient, squared value error and negative entropy"
     logp = logits.log_softmax(-1)
     chosen = logp.gather(-1, action[..., None])[..., 0]
-    return dict(policy=-(advantage*chosen).mean((1, 2)), value=(target - value).pow(2).mean((1, 2)), entropy=(logp.exp()*logp).sum(-1).mean((1, 2)))
+    return dict(policy=-(advantage*chosen).mean((1, 2)), value=(target - value).pow(2).mean((1, 2)),
+                entropy=(logp.exp()*logp).sum(-1).mean((1, 2)))
 
-def a2c_weights(cfg:A2C)->dict:
+def a2c_weights(
+    cfg:A2C, # for the two coefficients
+)->dict: # name -> weight
     "How the terms of `a2c_losses` add up (`entropy` is the negative entropy, hence a bonus)"
     return dict(policy=1., value=cfg.value_coef, entropy=cfg.entropy_coef)
 
-def total(losses:dict, weights:dict)->Tensor: # [S]
-    "The weighted sum; both dicts have the same keys"
+def total(
+    losses:dict, # name -> [S]
+    weights:dict, # name -> number
+)->Tensor: # [S]
+    """The weighted sum; both dicts have the same keys
+
+    ```python
+    >>> total(dict(policy=torch.tensor([1., 2.]), value=torch.tensor([4., 6.])), dict(policy=1., value=.5))
+    tensor([3., 5.])
+
+    ```
+    """
     return sum(weights[k]*losses[k] for k in weights)

@@ -24,15 +24,16 @@ class PolicySize:
 
 def init_policy(
     gens:list, # `S` generators of the stream 'init'
-    size:PolicySize,
+    size:PolicySize, # its layers and inputs
     obs_dim:int, # O+1, with the flag
-    n_actions:int,
-)->dict:
+    n_actions:int, # A
+)->dict: # actor, critic, logits, value
     "Parameters of actor and critic (release: unit columns in the trunks, orthogonal 0.01 for the actions)"
     n_in = 2*size.policy_latent + obs_dim*size.state_conditioned
     last = (n_in, *size.policy_layers)[-1]
-    return dict(actor=init_mlp(gens, n_in, size.policy_layers, 'unit'), critic=init_mlp(gens, n_in, size.policy_layers, 'unit'),
-                logits=init_linear(gens, last, n_actions, 'small'), value=init_linear(gens, last, 1))
+    actor, critic = (init_mlp(gens, n_in, size.policy_layers, 'unit') for _ in range(2))
+    logits, value = init_linear(gens, last, n_actions, 'small'), init_linear(gens, last, 1)
+    return dict(actor=actor, critic=critic, logits=logits, value=value)
 
 # %% ../nbs/30_policy.ipynb #5076eafc
 def policy(
@@ -42,14 +43,22 @@ def policy(
 )->tuple: # logits [S,...,A], value [S,...]
     "What to do, and what it is worth"
     x = context if obs is None else torch.cat([obs, context], -1)
-    return linear(p['logits'], mlp(p['actor'], x, torch.tanh)), linear(p['value'], mlp(p['critic'], x, torch.tanh))[..., 0]
+    act, judge = mlp(p['actor'], x, torch.tanh), mlp(p['critic'], x, torch.tanh)
+    return linear(p['logits'], act), linear(p['value'], judge)[..., 0]
 
 # %% ../nbs/30_policy.ipynb #c3ca564c
 def sample(
     logits:Tensor, # [...,A]
     u:Tensor, # [...] uniform noise
 )->Tensor: # [...] integers in 0..A-1
-    "The action whose slice of the unit interval holds `u`"
+    """The action whose slice of the unit interval holds `u`
+
+    ```python
+    >>> sample(torch.tensor([.2, .5, .3]).log().expand(3, 3), torch.tensor([.1, .6, .8]))
+    tensor([0, 1, 2])
+
+    ```
+    """
     below = logits.softmax(-1).cumsum(-1)[..., :-1]
     return (u[..., None] >= below).sum(-1)
 
@@ -64,11 +73,12 @@ class Agent(NamedTuple):
 def recurrent_agent(
     encoder:dict, # parameters of Encoder-p
     heads_p:dict, # parameters of actor and critic
-    state_conditioned:bool=False,
+    state_conditioned:bool=False, # as in `PolicySize`
     greedy:bool=False, # the most likely action instead of a sample
 )->Agent:
     "Encoder-p, actor and critic as an agent"
     def act(h, obs, u):
         logits, value = policy(heads_p, torch.cat(heads(encoder, h), -1), obs if state_conditioned else None)
         return (logits.argmax(-1) if greedy else sample(logits, u)), value
-    return Agent(lambda B: memory(encoder, B), act, lambda h, obs, action, reward: advance(encoder, h, obs, action, reward))
+    def observe(h, obs, action, reward): return advance(encoder, h, obs, action, reward)
+    return Agent(lambda B: memory(encoder, B), act, observe)

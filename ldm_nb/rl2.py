@@ -25,33 +25,49 @@ class RL2:
     "RL2 with A2C"
     workers:int = 16 # B, parallel workers; release: all configs
     train_split:str = 'train' # tasks trained on; 'all' makes the oracle
-    encoder:EncoderSize = EncoderSize()
-    policy:PolicySize = PolicySize()
-    a2c:A2C = A2C()
+    encoder:EncoderSize = EncoderSize() # of Encoder-p
+    policy:PolicySize = PolicySize() # of actor and critic
+    a2c:A2C = A2C() # the policy's update
 
 # %% ../nbs/70_rl2.ipynb #7553b3af
-def init(cfg:RL2, world:World, gens:dict)->dict:
+def init(
+    cfg:RL2, world:World, # settings; for its numbers of observations and actions
+    gens:dict, # of `generators`
+)->dict: # params, opt: trees of [S,...]
     "Fresh networks and moments for every seed"
     enc = init_encoder(gens['init'], cfg.encoder, world.obs_dim + 1, world.action_dim, cfg.policy.policy_latent)
     params = dict(encoder=enc, heads=init_policy(gens['init'], cfg.policy, world.obs_dim + 1, world.n_actions))
     return dict(params=params, opt={k: init_moments(p) for k, p in params.items()})
 
-def agent(cfg:RL2, state:dict, greedy:bool=False)->Agent:
+def agent(
+    cfg:RL2, state:dict, # settings; of `init` or `update`
+    greedy:bool=False, # the most likely action instead of a sample
+)->Agent:
     "How it acts"
     return recurrent_agent(state['params']['encoder'], state['params']['heads'], cfg.policy.state_conditioned, greedy)
 
 # %% ../nbs/70_rl2.ipynb #630c9b96
-def rollout_noise(cfg, world:World, gens:dict)->dict: # task [S,B,U], action [S,T,B], reset [S,T+1,B,U] or None
+def rollout_noise(
+    cfg, world:World, # a method's settings; for T and the noise of tasks and resets
+    gens:dict, # of `generators`
+)->dict: # task [S,B,U], action [S,T,B], reset [S,T+1,B,U] or None
     "The noise of an iteration's experience"
-    B, T = cfg.workers, world.steps
+    B, T, U = cfg.workers, world.steps, world.family.splits[cfg.train_split].noise
     reset = draw(gens['reset'], 'uniform', T + 1, B, world.reset_noise) if world.reset_noise else None
-    return dict(task=draw(gens['task'], 'uniform', B, world.family.splits[cfg.train_split].noise), action=draw(gens['action'], 'uniform', T, B), reset=reset)
+    return dict(task=draw(gens['task'], 'uniform', B, U), action=draw(gens['action'], 'uniform', T, B), reset=reset)
 
-def draw_noise(cfg:RL2, world:World, gens:dict, iteration:int)->dict:
+def draw_noise(
+    cfg:RL2, world:World, # settings; where
+    gens:dict, # of `generators`
+    iteration:int, # not used: every iteration needs as much
+)->dict: # of `rollout_noise`
     "All noise of an iteration"
     return rollout_noise(cfg, world, gens)
 
-def collect(cfg:RL2, world:World, state:dict, noise:dict)->Traj:
+def collect(
+    cfg:RL2, world:World, # settings; where
+    state:dict, noise:dict, # of `init` or `update`; of `draw_noise`
+)->Traj:
     "One task on every worker"
     task = world.family.splits[cfg.train_split].sample(noise['task'])
     return rollout(world, agent(cfg, state), task, noise['action'], noise['reset'])
@@ -59,8 +75,8 @@ def collect(cfg:RL2, world:World, state:dict, noise:dict)->Traj:
 # %% ../nbs/70_rl2.ipynb #f9d620d3
 def replay(
     encoder:dict, heads:dict, # parameters that collect gradients
-    traj:Traj,
-    state_conditioned:bool,
+    traj:Traj, # a rollout
+    state_conditioned:bool, # as in `PolicySize`
 )->tuple: # logits [S,T,B,A], value [S,T,B], posterior (mu, logvar) [S,T+1,B,D]
     "The policy's outputs on a recorded rollout"
     posterior = encode(encoder, traj.obs[:, 1:], traj.action, traj.reward)
@@ -68,13 +84,21 @@ def replay(
     context = torch.cat([context[:, :1].detach(), context[:, 1:-1]], 1)
     return *policy(heads, context, traj.obs[:, :-1] if state_conditioned else None), posterior
 
-def rollout_losses(a2c:A2C, traj:Traj, logits:Tensor, value:Tensor)->dict: # name -> [S]
+def rollout_losses(
+    a2c:A2C, # settings
+    traj:Traj, # a rollout
+    logits:Tensor, value:Tensor, # [S,T,B,A], [S,T,B] of `replay`
+)->dict: # name -> [S]
     "The A2C losses with advantages over the whole task"
     advantage = gae(traj.reward, traj.value, traj.done, a2c)
     return a2c_losses(logits, value, traj.action, advantage, advantage + traj.value[:, :-1])
 
 # %% ../nbs/70_rl2.ipynb #d0327fa7
-def policy_step(cfg, params:dict, opt:dict, traj:Traj)->tuple: # params, opt, metrics
+def policy_step(
+    cfg, # a method's settings with `policy` and `a2c`
+    params:dict, opt:dict, # with encoder and heads; anything else is left alone
+    traj:Traj, # a rollout
+)->tuple: # params, opt, metrics (name -> [S])
     "One A2C step of Encoder-p and the heads"
     p = leaf({k: params[k] for k in ('encoder', 'heads')})
     logits, value, _ = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
@@ -82,11 +106,16 @@ def policy_step(cfg, params:dict, opt:dict, traj:Traj)->tuple: # params, opt, me
     g = gradients(total(losses, a2c_weights(cfg.a2c)), p)
     enc, enc_opt = adam(p['encoder'], clip(g['encoder'], cfg.a2c.max_grad_norm), opt['encoder'], cfg.a2c.encoder_lr)
     heads, heads_opt = rmsprop(p['heads'], clip(g['heads'], cfg.a2c.max_grad_norm), opt['heads'], cfg.a2c.policy_lr)
-    metrics = {k: v.detach() for k, v in losses.items()} | dict(encoder_norm=norm(g['encoder']), heads_norm=norm(g['heads']))
+    metrics = {k: v.detach() for k, v in losses.items()} | {f'{k}_norm': norm(v) for k, v in g.items()}
     return params | dict(encoder=enc, heads=heads), opt | dict(encoder=enc_opt, heads=heads_opt), metrics
 
 # %% ../nbs/70_rl2.ipynb #810baa65
-def update(cfg:RL2, world:World, state:dict, traj:Traj, noise:dict, iteration:int)->tuple: # state, metrics
+def update(
+    cfg:RL2, world:World, # settings; where
+    state:dict, # of `init` or `update`
+    traj:Traj, noise:dict, # of `collect`; of `draw_noise`, not used
+    iteration:int, # counted from 0
+)->tuple: # state, metrics (name -> [S])
     "One update from one rollout"
     metrics = {'return': task_return(world, traj, cfg.workers)}
     if cfg.a2c.skip_first_update and iteration == 0: return state, metrics

@@ -17,7 +17,7 @@ from .policy import Agent
 class Traj(NamedTuple):
     "Tasks of all workers, step by step"
     obs:Tensor # [S,T+1,B,O+1] the first before any action
-    action:Tensor # [S,T,B]
+    action:Tensor # [S,T,B], with actions of a continuous world [S,T,B,A]
     reward:Tensor # [S,T,B] as shown to the agent
     true_reward:Tensor # [S,T,B] of the world's own task
     value:Tensor # [S,T+1,B] the critic's, the last one after the last step
@@ -25,15 +25,17 @@ class Traj(NamedTuple):
     done:Tensor # [S,T,B] bool, the task ended
     task:Tensor # [S,B,D]
 
-def join(*parts)->Traj:
+def join(
+    *parts, # Trajs of the same seeds and steps
+)->Traj: # B the sum of theirs
     "Trajectories of several groups of workers, side by side along `B`"
     return Traj(*(torch.cat(x, dim=1 if name == 'task' else 2) for name, x in zip(Traj._fields, zip(*parts))))
 
 # %% ../nbs/50_rollout.ipynb #8e7353d9
 @torch.no_grad()
 def rollout(
-    world:World,
-    agent:Agent,
+    world:World, # how states move
+    agent:Agent, # who acts
     task:Tensor, # [S,B,D]
     u:Tensor, # [S,T,B] uniform noise of the actions
     reset:Tensor=None, # [S,T+1,B,U] uniform noise of the resets
@@ -59,6 +61,14 @@ def episode_sums(
     end:Tensor, # [S,T,B] bool, an episode ended
     episodes:int, # N
 )->Tensor: # [S,B,N]
-    "Sums over each episode of a task"
+    """Sums over each episode of a task
+
+    ```python
+    >>> end = torch.tensor([False, True, False, False, True]).reshape(1, 5, 1)
+    >>> episode_sums(torch.ones(1, 5, 1), end, 2)
+    tensor([[[2., 3.]]])
+
+    ```
+    """
     which = (end.long().cumsum(1) - end.long()).clamp(max=episodes - 1)
     return torch.stack([(x*(which == k)).sum(1) for k in range(episodes)], -1)

@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'CURVES', 'write_file', 'write_json', 'versions', 'commit
            'curves', 'record', 'read_records']
 
 # %% ../nbs/52_runs.ipynb #44580969
-import json, os, platform, re, shutil, subprocess, sys
+import gzip, json, os, platform, re, shutil, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 from importlib.metadata import version, PackageNotFoundError
@@ -29,7 +29,10 @@ def write_file(
     with open(tmp, 'rb') as f: os.fsync(f.fileno())
     os.replace(tmp, path)
 
-def write_json(path, obj:dict)->None:
+def write_json(
+    path, # final name
+    obj:dict, # plain values
+)->None:
     "A dict as readable JSON"
     write_file(path, lambda p: p.write_text(json.dumps(obj, indent=1) + '\n', encoding='utf-8'))
 
@@ -43,15 +46,17 @@ def versions()->dict: # package -> version, None where it is not installed
         except PackageNotFoundError: return None
     return {k.replace('-', '_'): of(k) for k in PACKAGES} | dict(python=platform.python_version())
 
-def commit()->str:
+def commit()->str: # 40 hex digits, perhaps `+`
     "The commit of the source tree this package runs from, with `+` if it was edited since; None outside of one"
-    def git(*a): return subprocess.run(['git', *a], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    here = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    def git(*a): return subprocess.run(['git', *a], **here).stdout.strip()
     try: return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
-def machine()->dict:
+def machine()->dict: # cpu, cores, gpu
     "Processor, cores and accelerator, without names of hosts"
-    cpu = next((l.split(':')[1].strip() for l in _lines('/proc/cpuinfo') if l.startswith('model name')), platform.machine())
+    names = (l.split(':')[1].strip() for l in _lines('/proc/cpuinfo') if l.startswith('model name'))
+    cpu = next(names, platform.machine())
     return dict(cpu=cpu, cores=os.cpu_count(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 def _lines(path): return Path(path).read_text().splitlines() if Path(path).exists() else []
@@ -74,7 +79,9 @@ def create(
     except OSError as e: raise RunError(f'cannot write to {folder}: {e.strerror or e}; choose another --out') from None
     return folder
 
-def read_config(folder)->dict:
+def read_config(
+    folder, # of a run
+)->dict: # as `create` was given it
     "The `config.json` of a run; raises `RunError` where there is none"
     try: return json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except OSError: raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
@@ -82,10 +89,11 @@ def read_config(folder)->dict:
 
 # %% ../nbs/52_runs.ipynb #fc29e69a
 def save_checkpoint(
-    folder, progress:Progress, gens:dict, # of `generators`
+    folder, # of the run
+    progress:Progress, gens:dict, # where the run stands; of `generators`
     held:int=0, # tasks in the buffer
     keep:int=2, # checkpoints to keep
-)->Path:
+)->Path: # the new folder
     "Write `checkpoint-<iteration>/seed-<seed>.pt` for every seed, then drop old ones"
     folder = Path(folder)
     tmp, out = folder/'checkpoint.tmp', folder/f'checkpoint-{progress.iteration}'
@@ -93,7 +101,7 @@ def save_checkpoint(
     noise, buffer = noise_state(gens), progress.state.get('buffer')
     for i, seed in enumerate(progress.seeds):
         learnt = {k: take(progress.state[k], i) for k in ('params', 'opt')}
-        one = dict(flat(learnt), **{f'noise.{k}': v[i:i+1] for k, v in noise.items()}, **{f'sums.{k}': v[i:i+1] for k, v in progress.sums.items()})
+        one = flat(learnt | dict(noise=take(noise, i), sums=take(progress.sums, i)))
         if buffer is not None: one['buffer'] = buffer[i:i+1, :held]
         one = {k: v.detach().clone().cpu() for k, v in one.items()}
         meta = dict(seed=seed, iteration=progress.iteration, count=progress.count, frozen=progress.frozen.get(seed))
@@ -103,7 +111,9 @@ def save_checkpoint(
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old)
     return out
 
-def checkpoints(folder)->list:
+def checkpoints(
+    folder, # of a run
+)->list:
     "The checkpoint folders of a run, oldest first"
     found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', p.name)]
     return sorted(found, key=lambda p: int(p.name.split('-')[1]))
@@ -114,7 +124,7 @@ def load_checkpoint(
     seeds:list, # the seeds wanted, in order
     gens:dict, # generators of these seeds; put to where they were
     buffer=None, # [S,size,C] empty buffer to be filled
-    device='cpu',
+    device='cpu', # where the tensors go; generators stay where they were made
 )->Progress:
     "The progress of these seeds; raises `RunError` where a seed's file is missing or unreadable"
     files = [Path(path)/f'seed-{s}.pt' for s in seeds]
@@ -128,24 +138,35 @@ def load_checkpoint(
     if buffer is not None:
         buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
         state['buffer'] = buffer
+    sums = tree_map(lambda x: x.to(device), t.get('sums', {}))
     frozen = {m['seed']: m['frozen'] for m in meta if m['frozen']}
-    return Progress(list(seeds), state, meta[0]['iteration'], frozen, tree_map(lambda x: x.to(device), t.get('sums', {})), meta[0]['count'])
+    return Progress(list(seeds), state, meta[0]['iteration'], frozen, sums, meta[0]['count'])
 
 # %% ../nbs/52_runs.ipynb #240be985
-def save_weights(folder, params:dict, seeds:list)->None:
+def save_weights(
+    folder, # of a run
+    params:dict, # tree of [S,...]
+    seeds:list, # the `S` seeds
+)->None:
     "All networks of all seeds in `weights.safetensors`"
-    tensors = {k: v.detach().cpu().contiguous() for k, v in flat(params).items()}
-    write_file(Path(folder)/'weights.safetensors', lambda p: save_file(tensors, p, metadata=dict(seeds=json.dumps(seeds))))
+    tensors, meta = {k: v.detach().cpu().contiguous() for k, v in flat(params).items()}, dict(seeds=json.dumps(seeds))
+    write_file(Path(folder)/'weights.safetensors', lambda p: save_file(tensors, p, metadata=meta))
 
-def load_weights(folder)->dict:
-    "The networks of a run; raises `RunError` where there are none yet"
+def load_weights(
+    folder, # of a run
+)->dict: # tree of [S,...]
+    "The networks of a run; raises `RunError` where there are none yet, or the file is damaged"
     path = Path(folder)/'weights.safetensors'
-    if not path.exists(): raise RunError(f'{folder} has no weights.safetensors yet: let its training finish (ldm resume {folder})')
+    if not path.exists():
+        raise RunError(f'{folder} has no weights.safetensors yet: let its training finish (ldm resume {folder})')
     try: return nest(load_file(path))
     except Exception as e: raise RunError(f'{path} is damaged: {e}') from None
 
 # %% ../nbs/52_runs.ipynb #226d8c74
-def trim_metrics(folder, frames:int)->None:
+def trim_metrics(
+    folder, # of a run
+    frames:int, # of one seed, at the checkpoint
+)->None:
     "Keep only the metric and timing lines of up to `frames` frames"
     for name in ('metrics.jsonl', 'timing.jsonl'):
         path = Path(folder)/name
@@ -153,24 +174,26 @@ def trim_metrics(folder, frames:int)->None:
         kept = [r for r in read_jsonl(path) if r['frames'] <= frames]
         write_file(path, lambda p: (p.write_text(''), append_jsonl(p, kept)))
 
-CURVES = ('frames', 'train', 'test', 'test1', 'test2', 'first_train', 'first_test', 'test_goals_missed', 'test_goals_never')
+# %% ../nbs/52_runs.ipynb #b90e6a17
+CURVES = ('frames', 'train', 'test', 'test1', 'test2', 'first_train', 'first_test',
+          'test_goals_missed', 'test_goals_never')
 
-def curves(folder)->list: # one dict per seed
-    "The records of a run, in the form of `data/runs`"
-    cfg, lines, times = read_config(folder), read_jsonl(Path(folder)/'metrics.jsonl'), read_jsonl(Path(folder)/'timing.jsonl')
-    out = []
+def curves(
+    folder, # of a run
+)->list: # one dict per seed
+    "The records of a run, in the form of `data/runs`; raises `RunError` where a seed has no evaluation yet"
+    folder, cfg = Path(folder), read_config(folder)
+    lines, times = read_jsonl(folder/'metrics.jsonl'), read_jsonl(folder/'timing.jsonl')
+    seconds, out = round(sum(t['seconds'] for t in times), 1), []
     for seed in cfg['seeds']:
         mine = [l for l in lines if l['seed'] == seed]
         if not mine: raise RunError(f'{folder} has no evaluation of seed {seed} yet')
-        row = {k: cfg[k] for k in ('world', 'method')} | dict(variant=cfg.get('variant'), seed=seed, config=cfg['config'], preset=cfg['preset'], versions=cfg['versions'],
-            commit=cfg['commit'], command=cfg['command'], machine=cfg['machine'])
+        row = dict(world=cfg['world'], method=cfg['method'], variant=cfg.get('variant'), seed=seed)
+        row |= {k: cfg[k] for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
         row |= dict(tasks=cfg['tasks'], per_task=mine[-1]['per_task'], frozen=mine[-1].get('frozen'))
-        out.append(row | dict(seconds=round(sum(t['seconds'] for t in times), 1), device=cfg['device'], threads=cfg['threads']))
+        out.append(row | dict(seconds=seconds, device=cfg['device'], threads=cfg['threads']))
     return out
-
-# %% ../nbs/52_runs.ipynb #645922c2
-import gzip
 
 # %% ../nbs/52_runs.ipynb #e089d57d
 def record(
@@ -178,7 +201,7 @@ def record(
     data, # the folder of records, e.g. 'data/runs'
     variant:str=None, # a name for settings other than the preset's
 )->Path: # the file written
-    "Merge the curves of runs into their file; of two records of a seed the one with more frames stays"
+    "Merge the curves of runs into their file; of two of a seed the longer stays; raises `RunError` for a mix of runs"
     rows = [dict(r, variant=variant or r['variant']) for f in folders for r in curves(f)]
     names = {'-'.join(x for x in (r['world'], r['method'], r['variant']) if x) for r in rows}
     if len(names) != 1: raise RunError(f'one record is of one world, method and variant, these are {sorted(names)}')
@@ -191,6 +214,8 @@ def record(
     write_file(path, lambda p: p.write_bytes(gzip.compress(text.encode(), mtime=0)))
     return path
 
-def read_records(path)->list: # one dict per seed
+def read_records(
+    path, # of a `.jsonl.gz` file
+)->list: # one dict per seed
     "The records of a file in `data/runs`"
     return [json.loads(l) for l in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]

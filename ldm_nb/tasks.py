@@ -24,7 +24,15 @@ class Split:
 def finite(
     tasks:Tensor, # [K,D]
 )->Split:
-    "The uniform distribution over a list of tasks"
+    """The uniform distribution over a list of tasks
+
+    ```python
+    >>> finite(torch.tensor([[0.], [5.]])).sample(torch.tensor([[.1], [.9]]))
+    tensor([[0.],
+            [5.]])
+
+    ```
+    """
     K = len(tasks)
     def sample(u): return tasks.to(u.device)[(u[..., 0]*K).long().clamp(max=K - 1)]
     def contains(x): return (x.unsqueeze(-2) == tasks.to(x)).all(-1).any(-1)
@@ -33,7 +41,15 @@ def finite(
 # %% ../nbs/10_tasks.ipynb #4117514e
 @dataclass(frozen=True)
 class Family:
-    "Named splits of one set of tasks; raises `ValueError` where splits declared disjoint share a task"
+    """Named splits of one set of tasks; raises `ValueError` where splits declared disjoint share a task
+
+    ```python
+    >>> near, far = finite(torch.tensor([[1.]])), finite(torch.tensor([[9.]]))
+    >>> Family('toy', ('goal (m)',), dict(train=near, test=far)).disjoint
+    (('train', 'test'),)
+
+    ```
+    """
     name:str # of the world, e.g. 'gridworld'
     columns:tuple # names of the `D` numbers of a task, with units
     splits:dict # name -> Split; at least 'train', 'test', 'eval', 'all'
@@ -42,7 +58,9 @@ class Family:
     def __post_init__(self):
         for a, b in self.disjoint:
             shared = self.splits[b].tasks[self.splits[a].contains(self.splits[b].tasks)]
-            if len(shared): raise ValueError(f'{self.name}: splits {a!r} and {b!r} must be disjoint but share the tasks {shared.tolist()}')
+            if len(shared):
+                raise ValueError(f'{self.name}: splits {a!r} and {b!r} must be disjoint '
+                                 f'but share the tasks {shared.tolist()}')
 
 # %% ../nbs/10_tasks.ipynb #b236b1cd
 def known(
@@ -50,23 +68,33 @@ def known(
     names, # what exists
     what:str, # what it is, for the message
 )->str:
-    "`name` if it is one of `names`; else a `ValueError` with the nearest one"
+    """`name` if it is one of `names`; else raises a `ValueError` that names the nearest one
+
+    ```python
+    >>> known('test', ['train', 'test'], 'split')
+    'test'
+
+    ```
+    """
     names = list(names)
     if name in names: return name
     near = difflib.get_close_matches(str(name), names, 1, .4)
-    raise ValueError(f'no {what} is called {name!r}' + (f'; did you mean {near[0]!r}?' if near else '') + f' (there are: {", ".join(names)})')
+    guess = f'; did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f'no {what} is called {name!r}{guess} (there are: {", ".join(names)})')
 
 # %% ../nbs/10_tasks.ipynb #73a17394
 def check_task(
-    family:Family,
+    family:Family, # the world's tasks
     task, # D numbers
     split:str='all', # the split it must belong to
 )->Tensor: # [D]
     "`task` as a tensor; raises `ValueError` where it is malformed or outside of the split"
-    s = family.splits[known(split, family.splits, 'split')]
+    s, D, cols = family.splits[known(split, family.splits, 'split')], len(family.columns), family.columns
     try: t = torch.as_tensor(task, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError): raise ValueError(f'a task of {family.name} is {family.columns}, not {task!r}') from None
-    if t.shape != s.tasks.shape[1:]: raise ValueError(f'a task of {family.name} has {len(family.columns)} numbers {family.columns}, not shape {tuple(t.shape)}')
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f'a task of {family.name} is {cols}, not {task!r}') from None
+    if t.shape != s.tasks.shape[1:]:
+        raise ValueError(f'a task of {family.name} has {D} numbers {cols}, not shape {tuple(t.shape)}')
     if not s.contains(t): raise ValueError(f'{family.name} has no task {t.tolist()} in split {split!r}')
     return t
 
@@ -74,7 +102,7 @@ def check_task(
 @dataclass(frozen=True)
 class World:
     "Dynamics shared by a family of tasks; every function is batched over leading axes `[S,B]`"
-    family:Family
+    family:Family # its tasks and their splits
     obs_dim:int # O, without the end-of-episode flag
     n_actions:int # of a discrete world; 0 if actions are continuous
     action_dim:int # A, of a continuous world; 1 if discrete

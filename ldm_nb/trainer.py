@@ -29,7 +29,7 @@ class Method(NamedTuple):
     dreams:Callable = None # cfg, world, state, gens -> tasks, weights, reward maps of imagined tasks; for pictures
 
 def task_return(
-    world:World, traj:Traj,
+    world:World, traj:Traj, # for N, its number of episodes; the rollout of an iteration
     workers:int, # the first so many workers count
 )->Tensor: # [S] mean true return of the N-th episode
     "What the sampled policy earns in the last episode of its tasks"
@@ -66,11 +66,12 @@ def accept(
         new = {**new, **{k: choose(ok, new[k], progress.state[k]) for k in ('params', 'opt')}}
     progress.state = new
     if len(progress.frozen) == len(progress.seeds):
-        raise Diverged('; '.join(f"seed {s}: {f['term']} not finite in iteration {f['iteration']}" for s, f in progress.frozen.items()))
+        raise Diverged('; '.join(f"seed {s}: {f['term']} not finite in iteration {f['iteration']}"
+                                 for s, f in progress.frozen.items()))
 
 # %% ../nbs/51_trainer.ipynb #b1d1582e
 def train(
-    method:Method, cfg, world:World,
+    method:Method, cfg, world:World, # what is trained; its settings; where
     gens:dict, # of `generators`
     progress:Progress, # changed as the run goes on
     iterations:int, # to be done in all
@@ -81,7 +82,7 @@ def train(
     tick=None, # called with progress and the iteration's metrics
     stop=None, # called before each iteration; True ends the run early
 )->Progress:
-    "Train a stack of seeds"
+    "Train a stack of seeds; raises `Diverged` when the last of them has been frozen"
     resumed = progress.iteration if progress.iteration else -1
     while True:
         i = progress.iteration

@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 # %% ../nbs/13_trial.ipynb #88ce6660
 def begin(
-    world:World,
+    world:World, # whose tasks these are
     task:Tensor, # [S,B,D]
     u:Tensor=None, # [S,B,U] uniform noise of the first reset; None where the world needs none
 )->tuple: # Trial, first observation [S,B,O+1] with flag 0
@@ -39,8 +39,8 @@ def begin(
 
 # %% ../nbs/13_trial.ipynb #90c95264
 def step(
-    world:World,
-    trial:Trial,
+    world:World, # how states move
+    trial:Trial, # where every worker stands
     action:Tensor, # [S,B] or [S,B,A]
     u:Tensor=None, # [S,B,U] uniform noise, used where an episode ends
 )->tuple: # Trial, Seen

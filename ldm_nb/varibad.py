@@ -27,39 +27,64 @@ class VariBAD:
     workers:int = 16 # B, parallel workers; release: all configs
     train_split:str = 'train' # tasks trained on; 'all' makes the oracle
     precollect:int = 5000 # frames collected before the first update; release: variBAD, grid
-    encoder:EncoderSize = EncoderSize()
+    encoder:EncoderSize = EncoderSize() # of the one encoder
     policy:PolicySize = PolicySize(policy_layers=(32, 32)) # the policy's latent is the VAE's
     a2c:A2C = A2C(encoder_lr=1e-3) # the encoder's step size is the VAE's; release: variBAD, grid
     vae:VAE = VAE(decoder='multi-head', p_drop=0., vae_updates=1, kl_weight=1.) # release: variBAD, grid
 
 # %% ../nbs/71_varibad.ipynb #b23134b6
-def init(cfg:VariBAD, world:World, gens:dict)->dict:
+def init(
+    cfg:VariBAD, world:World, # settings; for its sizes
+    gens:dict, # of `generators`
+)->dict: # params, opt: trees of [S,...]; buffer
     "Fresh networks, moments and an empty buffer for every seed"
-    params = init_vae(gens['init'], cfg.vae, cfg.encoder, world)
-    params['heads'] = init_policy(gens['init'], replace(cfg.policy, policy_latent=cfg.vae.latent), world.obs_dim + 1, world.n_actions)
-    opt = {k: init_moments(p) for k, p in params.items()}
-    return dict(params=params, opt=opt, buffer=empty(len(gens['init']), cfg.vae.buffer_size, world.code_bytes, gens['init'][0].device))
+    some = gens['init']
+    params = init_vae(some, cfg.vae, cfg.encoder, world)
+    size = replace(cfg.policy, policy_latent=cfg.vae.latent)
+    params['heads'] = init_policy(some, size, world.obs_dim + 1, world.n_actions)
+    buffer = empty(len(some), cfg.vae.buffer_size, world.code_bytes, some[0].device)
+    return dict(params=params, opt={k: init_moments(p) for k, p in params.items()}, buffer=buffer)
 
-def agent(cfg:VariBAD, state:dict, greedy:bool=False)->Agent:
+def agent(
+    cfg:VariBAD, state:dict, # settings; of `init` or `update`
+    greedy:bool=False, # the most likely action instead of a sample
+)->Agent:
     "How it acts: on the posterior's mean and variance"
     return recurrent_agent(state['params']['encoder'], state['params']['heads'], cfg.policy.state_conditioned, greedy)
 
 # %% ../nbs/71_varibad.ipynb #31145e1a
-def stored(cfg, iteration:int, normal:int)->int:
+def stored(
+    cfg, # a method's settings with `vae` and `workers`
+    iteration:int, # counted from 0
+    normal:int, # workers whose tasks are stored
+)->int: # tasks
     "Tasks in the buffer after the experience of `iteration` has been added"
     return held(cfg.vae.buffer_size, cfg.vae.buffer, iteration + 1, normal, cfg.workers)
 
-def draw_noise(cfg:VariBAD, world:World, gens:dict, iteration:int)->dict:
+def draw_noise(
+    cfg:VariBAD, world:World, # settings; where
+    gens:dict, # of `generators`
+    iteration:int, # for the number of stored tasks
+)->dict: # of `rollout_noise`, and vae: a list of one `vae_noise`
     "All noise of an iteration"
     size = min(cfg.vae.vae_batch, stored(cfg, iteration, cfg.workers))
     return rollout_noise(cfg, world, gens) | dict(vae=[vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size)])
 
-def collect(cfg:VariBAD, world:World, state:dict, noise:dict)->Traj:
+def collect(
+    cfg:VariBAD, world:World, # settings; where
+    state:dict, noise:dict, # of `init` or `update`; of `draw_noise`
+)->Traj:
     "One task on every worker"
     return collect_rollout(cfg, world, state, noise)
 
 # %% ../nbs/71_varibad.ipynb #a762d576
-def joint_step(cfg:VariBAD, world:World, params:dict, opt:dict, traj:Traj, codes:Tensor, noise:dict)->tuple: # params, opt, metrics
+def joint_step(
+    cfg:VariBAD, world:World, # settings; where
+    params:dict, opt:dict, # encoder, decoder, heads
+    traj:Traj, # a rollout
+    codes:Tensor, # [S,B,C] uint8, packed tasks from the buffer
+    noise:dict, # of `vae_noise`
+)->tuple: # params, opt, metrics (name -> [S])
     "One step on the sum of both losses"
     p = leaf(params)
     logits, value, _ = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
@@ -75,7 +100,12 @@ def joint_step(cfg:VariBAD, world:World, params:dict, opt:dict, traj:Traj, codes
     return {k: v[0] for k, v in new.items()}, {k: v[1] for k, v in new.items()}, metrics
 
 # %% ../nbs/71_varibad.ipynb #9ebe1203
-def update(cfg:VariBAD, world:World, state:dict, traj:Traj, noise:dict, iteration:int)->tuple: # state, metrics
+def update(
+    cfg:VariBAD, world:World, # settings; where
+    state:dict, # of `init` or `update`
+    traj:Traj, noise:dict, # of `collect`; of `draw_noise`
+    iteration:int, # counted from 0
+)->tuple: # state, metrics (name -> [S])
     "Store the rollout, then one joint step"
     metrics = {'return': task_return(world, traj, cfg.workers)}
     add(state['buffer'], world.pack(traj.obs[:, 1:], traj.task), cfg.vae.buffer, iteration, cfg.workers)
