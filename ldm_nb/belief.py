@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from .core import draw, draw_mask
+from .core import draw, draw_mask, each, row_sum
 from .nets import init_linear, init_mlp, linear, mlp
 from .tasks import World
 from .encoder import EncoderSize, init_encoder, encode
@@ -92,7 +92,7 @@ def error(
 
     ```
     """
-    if kind == 'binary': return F.binary_cross_entropy_with_logits(out, target, reduction='none')
+    if kind == 'binary': return each(F.softplus, out) - target*out # = -log p(target)
     return (out - target)**2
 
 def reconstruction(
@@ -105,7 +105,7 @@ def reconstruction(
     "Error of every posterior on every transition"
     def part(m, mask):
         out = decode_pairs(p, m, obs, mask, keep)
-        return error(kind, out, target[:, :, None].expand_as(out)).sum((2, 3))
+        return row_sum(error(kind, out, target[:, :, None]), 2)
     total = 0.
     for i in range(0, m.shape[2], BLOCK):
         some = None if mask is None else mask[:, :, i:i+BLOCK] if mask.shape[2] > 1 else mask
@@ -123,7 +123,8 @@ def multi_head_reconstruction(
     out = linear(p['out'], mlp(p['layers'], m)) # [S,B,P,C]
     visits = F.one_hot(cell, out.shape[-1]).to(out.dtype) # [S,B,I,C]
     hit, miss = (visits*target[..., None]).sum(2), (visits*(1 - target[..., None])).sum(2) # [S,B,C]
-    return (F.softplus(-out)*hit[:, :, None] + F.softplus(out)*miss[:, :, None]).sum((2, 3))
+    no = each(F.softplus, out) # -log(1 - p); -log p is less by the logit
+    return row_sum((no - out)*hit[:, :, None] + no*miss[:, :, None], 2)
 
 # %% ../nbs/20_belief.ipynb #87c49fed
 def chained_kl(
@@ -138,7 +139,8 @@ def chained_kl(
     ```
     """
     mu0, lv0 = (torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1) for x in (mu, logvar))
-    return .5*(lv0 - logvar + (logvar.exp() + (mu - mu0)**2)/lv0.exp() - 1).sum((1, 3))
+    kl = .5*(lv0 - logvar + (each(torch.exp, logvar) + (mu - mu0)**2)/each(torch.exp, lv0) - 1)
+    return row_sum(kl.transpose(1, 2), 2)
 
 # %% ../nbs/20_belief.ipynb #790acf90
 def vae_noise(
@@ -175,7 +177,7 @@ def elbo(
         if i is None: return x
         return x.gather(2, i.reshape(*i.shape, *[1]*(x.dim() - 3)).expand(*i.shape, *x.shape[3:]))
     P, I = noise['posteriors'], noise['transitions']
-    m = pick(mu, P) + (.5*pick(logvar, P)).exp()*noise['eps']
+    m = pick(mu, P) + each(torch.exp, .5*pick(logvar, P))*noise['eps']
     o, y = pick(obs, I), pick(target, I)
     if cfg.decoder == 'multi-head': err = multi_head_reconstruction(p['decoder'], m, world.cells(o), y)
     else: err = reconstruction(p['decoder'], world.reward_kind, m, o, y, noise['mask'], 1 - cfg.p_drop)

@@ -36,6 +36,7 @@ def held(
     rounds = iteration if kind == 'ring' else min(iteration, -(-size//workers))
     return min(size, rounds*normal)
 
+# %% ../nbs/25_buffer.ipynb #f6d2084b
 def add(
     buffer:Tensor, # [S,size,C], changed in place
     codes:Tensor, # [S,n,C] the iteration's tasks of normal workers

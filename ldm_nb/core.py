@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noise_state', 'tree_map', 'flat', 'nest', 'take',
-           'stack', 'lift', 'choose', 'read_jsonl', 'append_jsonl']
+           'stack', 'lift', 'choose', 'each', 'row_sum', 'read_jsonl', 'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
 import json, math
@@ -12,6 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # %% ../nbs/00_core.ipynb #f4376a1b
 STREAMS = ('init', 'task', 'reset', 'action', 'imagination', 'vae', 'eval')
@@ -41,22 +42,20 @@ def draw(
     "A block of standard noise, each seed's from its own generator"
     out = torch.empty(len(gens), *shape, device=gens[0].device)
     for o, g in zip(out, gens):
-        if   kind == 'uniform': o.uniform_(generator=g)
-        elif kind == 'normal': o.normal_(generator=g)
-        else: o.exponential_(generator=g)
+        getattr(o, kind + '_')(generator=g)
     return out
 
 # %% ../nbs/00_core.ipynb #056ab94b
 def draw_mask(
     gens:list, # `S` generators
-    keep:float, # probability of a one, in (0,1)
+    keep:float, # probability of a one, in (0,1]
     *shape, # of one seed's block
 )->Tensor: # [S,*shape] bool
     "Bernoulli masks, one byte an element, each decided by 32 random bits"
-    n, below = math.prod(shape), round(keep*2**32) - 2**31
+    n, most = math.prod(shape), round(keep*2**32) - 2**31 - 1
     def one(g):
         bits = torch.empty((n + 1)//2, dtype=torch.int64, device=g.device).random_(-2**63, None, generator=g)
-        return (bits.view(torch.int32)[:n] < below).reshape(shape)
+        return (bits.view(torch.int32)[:n] <= most).reshape(shape)
     return torch.stack([one(g) for g in gens])
 
 # %% ../nbs/00_core.ipynb #81f08ef9
@@ -164,6 +163,23 @@ def choose(
     "Per seed: `new` where `ok`, else `old`"
     return tree_map(lambda n, o: torch.where(lift(ok, n), n, o), new, old)
 
+# %% ../nbs/00_core.ipynb #353dec1f
+def each(
+    f, # elementwise, such as `torch.exp`
+    x:Tensor, # [S,...]
+)->Tensor: # [S,...]
+    "`f` of every number, by the same routine whatever the number of seeds"
+    n = x[0].numel() if x.dim() > 1 else 0
+    if n % 64 == 0: return f(x)
+    return f(pad(x.flatten(1), (0, -n % 64)))[:, :n].reshape(x.shape)
+
+def row_sum(
+    x:Tensor, # [...,a,b,...]
+    keep:int=1, # leading axes that stay
+)->Tensor: # the leading axes
+    "Sum over all but the first `keep` axes, as one row"
+    return x.flatten(keep).sum(-1)
+
 # %% ../nbs/00_core.ipynb #8142adb5
 def read_jsonl(
     path, # a `.jsonl` file
@@ -182,5 +198,5 @@ def append_jsonl(
     records:list, # of dicts
 )->None:
     "Append `records`, one line each, in one write"
-    lines = ''.join(json.dumps(r, allow_nan=True) + '\n' for r in records)
+    lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
     with open(path, 'a', encoding='utf-8') as f: f.write(lines)

@@ -6,8 +6,8 @@
 __all__ = ['evaluate', 'outcome', 'summary', 'table', 'iqm', 'interval', 'draw_curves']
 
 # %% ../nbs/60_evaluate.ipynb #1d5ea2cf
-import math
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from .core import draw
 from .tasks import World
@@ -101,24 +101,23 @@ def interval(
 
 # %% ../nbs/60_evaluate.ipynb #abeedbfc
 def draw_curves(
-    rows:list, # metric lines: dicts with seed, frames and the keys of `summary`
+    runs:dict, # name of a method -> its records: dicts with seed, frames[] and the curves of `summary`
     ceilings:dict=None, # key -> value of a dashed line, where one is known
-    title:str='', # over all three panels
-): # a matplotlib Figure
-    "Train return, test return and test goals missed over frames, every seed thin and their mean thick"
-    from matplotlib.figure import Figure
+    title:str='',
+)->Figure:
+    "Train return, test return and test goals missed over frames: every seed thin, the mean over seeds thick"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
-    fig = Figure(figsize=(10, 2.9), dpi=100, layout='constrained')
-    for ax, (key, label) in zip(fig.subplots(1, 3), names.items()):
-        for seed in sorted({r['seed'] for r in rows}):
-            mine = [r for r in rows if r['seed'] == seed]
-            ax.plot([r['frames']/1e6 for r in mine], [r[key] for r in mine], lw=.7, alpha=.6, color='tab:blue')
-        frames = sorted({r['frames'] for r in rows})
-        means = [[r[key] for r in rows if r['frames'] == f] for f in frames]
-        ax.plot([f/1e6 for f in frames], [sum(m)/len(m) for m in means], lw=2, color='tab:blue')
+    fig = Figure(figsize=(10, 3.1), dpi=100, layout='constrained')
+    axes = fig.subplots(1, 3)
+    for ax, (key, label) in zip(axes, names.items()):
+        for colour, (name, rows) in zip(('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'tab:brown'), runs.items()):
+            for r in rows: ax.plot([f/1e6 for f in r['frames']], r[key], lw=.7, alpha=.35, color=colour)
+            n = min(len(r['frames']) for r in rows)
+            mean = [sum(r[key][i] for r in rows)/len(rows) for i in range(n)]
+            ax.plot([f/1e6 for f in rows[0]['frames'][:n]], mean, lw=2, color=colour, label=name)
         if ceilings and key in ceilings: ax.axhline(ceilings[key], color='grey', ls='--', lw=1)
-        ax.set(title=label, xlabel='frames per seed (millions)')
-        ax.grid(alpha=.3)
-        ax.spines[['top', 'right']].set_visible(False)
+        ax.set(title=label, xlabel='frames a seed (millions)')
+        ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
+    if len(runs) > 1: axes[0].legend(frameon=False)
     fig.suptitle(title)
     return fig

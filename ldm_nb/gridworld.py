@@ -9,6 +9,7 @@ __all__ = ['SIZE', 'HORIZON', 'EPISODES', 'ON_GOAL', 'OFF_GOAL', 'GRIDWORLD', 'E
 # %% ../nbs/11_gridworld.ipynb #968bfbbc
 import torch
 from torch import Tensor
+from .core import each
 from .tasks import Family, World, finite
 
 # %% ../nbs/11_gridworld.ipynb #bcc1eade
@@ -93,7 +94,7 @@ def imagine(
 
     ```
     """
-    return OFF_GOAL + (ON_GOAL - OFF_GOAL)*torch.sigmoid(logit)
+    return OFF_GOAL + (ON_GOAL - OFF_GOAL)*each(torch.sigmoid, logit)
 
 # %% ../nbs/11_gridworld.ipynb #459a5442
 def cells(
@@ -152,5 +153,5 @@ def gridworld(
     """
     return World(family, obs_dim=2, n_actions=5, action_dim=1, horizon=HORIZON, episodes=episodes,
                  start=start, step=step, observe=lambda cell: cell, reached=lambda reward: reward == ON_GOAL,
-                 reward_kind='binary', target=target, imagine=imagine, cells=cells, places=PLACES,
+                 reward_kind='binary', target=target, imagine=imagine, cells=cells, ceiling=ceiling, places=PLACES,
                  pack=pack, unpack=unpack, code_bytes=HORIZON*episodes//3 + 1)

@@ -44,7 +44,7 @@ def mix(
     m:Tensor, # [S,T,n,D] latents of the normal workers
 )->Tensor: # [S,T,M,D] m_hat
     "Eq. (1): each mixture worker's weighted sum of the normal workers' latents"
-    return torch.einsum('smdn,stnd->stmd', alpha.expand(-1, -1, m.shape[-1], -1), m)
+    return sum(alpha[:, None, :, :, i]*m[:, :, None, i] for i in range(m.shape[2])) # one by one: same bits for any S
 
 # %% ../nbs/40_mixture.ipynb #93139497
 def mixture_noise(

@@ -10,7 +10,7 @@ __all__ = ['init_linear', 'linear', 'init_mlp', 'mlp', 'init_gru', 'gru_cell', '
 import torch
 from torch import Tensor
 from torch.nn.init import orthogonal_
-from .core import tree_map, flat, nest, lift
+from .core import tree_map, flat, nest, lift, each
 
 # %% ../nbs/01_nets.ipynb #5cec43c4
 def init_linear(
@@ -35,8 +35,11 @@ def linear(
     x:Tensor, # [S,...,in]
 )->Tensor: # [S,...,out]
     "Each seed's own affine map"
-    if x.dim() == 3: return torch.baddbmm(p['b'], x, p['w'])
-    return torch.baddbmm(p['b'], x.flatten(1, -2), p['w']).unflatten(1, x.shape[1:-1])
+    rows, w, b = x.flatten(1, -2) if x.dim() > 3 else x, p['w'], p['b']
+    if w.shape[1] == 1: y = rows*w + b
+    elif w.shape[2] == 1: y = (rows*w.transpose(1, 2)).sum(-1, keepdim=True) + b
+    else: y = torch.baddbmm(b, rows, w)
+    return y.unflatten(1, x.shape[1:-1]) if x.dim() > 3 else y
 
 # %% ../nbs/01_nets.ipynb #7ff8a94a
 def init_mlp(
@@ -54,7 +57,7 @@ def mlp(
     act=torch.relu, # after every layer
 )->Tensor: # [S,...,sizes[-1]]
     "Linear layers, each followed by `act`"
-    for i in range(len(p)): x = act(linear(p[str(i)], x))
+    for i in range(len(p)): x = each(act, linear(p[str(i)], x))
     return x
 
 # %% ../nbs/01_nets.ipynb #c94d6cd4
@@ -164,7 +167,7 @@ def norm(
     grads:dict, # tree of [S,...]
 )->Tensor: # [S]
     "Euclidean length of each seed's gradient"
-    return torch.stack([g.flatten(1).pow(2).sum(1) for g in flat(grads).values()]).sum(0).sqrt()
+    return sum(g.flatten(1).pow(2).sum(1) for g in flat(grads).values()).sqrt() # a row each: same bits for any S
 
 def clip(
     grads:dict, # tree of [S,...]
@@ -181,7 +184,7 @@ def init_moments(
     "Zero first and second moments and a step count per seed"
     zeros = tree_map(torch.zeros_like, params)
     some = next(iter(flat(params).values()))
-    return dict(m=zeros, v=tree_map(torch.clone, zeros), t=torch.zeros(some.shape[0], device=some.device))
+    return dict(m=zeros, v=tree_map(torch.clone, zeros), t=torch.zeros(some.shape[0], dtype=torch.float64, device=some.device))
 
 def adam(
     params:dict, grads:dict, state:dict, # trees of [S,...]; `state` from `init_moments`
@@ -193,7 +196,8 @@ def adam(
     m = tree_map(lambda m, g: torch.lerp(m, g, 1 - b1), state['m'], grads)
     v = tree_map(lambda v, g: torch.addcmul(v*b2, g, g, value=1 - b2), state['v'], grads)
     step, root = lr/(1 - b1**t), (1 - b2**t).sqrt()
-    new = tree_map(lambda p, m, v: p.detach() - lift(step, p)*m/(v.sqrt()/lift(root, p) + eps), params, m, v)
+    def move(p, m, v): return p.detach() - lift(step.to(p.dtype), p)*m/(v.sqrt()/lift(root.to(p.dtype), p) + eps)
+    new = tree_map(move, params, m, v)
     return new, dict(m=m, v=v, t=t)
 
 # %% ../nbs/01_nets.ipynb #ee982eeb

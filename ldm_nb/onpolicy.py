@@ -9,6 +9,7 @@ __all__ = ['A2C', 'gae', 'a2c_losses', 'a2c_weights', 'total']
 from dataclasses import dataclass
 import torch
 from torch import Tensor
+from .core import each, row_sum
 
 # %% ../nbs/31_onpolicy.ipynb #bb27e1a4
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def a2c_losses(
     "Policy gradient, squared value error and negative entropy"
     logp = logits.log_softmax(-1)
     chosen = logp.gather(-1, action[..., None])[..., 0]
-    return dict(policy=-(advantage*chosen).mean((1, 2)), value=(target - value).pow(2).mean((1, 2)),
-                entropy=(logp.exp()*logp).sum(-1).mean((1, 2)))
+    terms = dict(policy=-advantage*chosen, value=(target - value).pow(2), entropy=(each(torch.exp, logp)*logp).sum(-1))
+    return {k: row_sum(x)/x[0].numel() for k, x in terms.items()}
 
 def a2c_weights(
     cfg:A2C, # for the two coefficients

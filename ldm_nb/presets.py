@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORLDS', 'METHODS', 'PRESETS', 'RELEASE', 'QUICK', 'FRAMES', 'SEEDS', 'INTERVAL', 'CHOICES', 'RANGES', 'Entry',
            'override', 'settings', 'preset', 'check', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every',
-           'sources']
+           'assemble', 'sources']
 
 # %% ../nbs/90_presets.ipynb #f5e886b8
 import inspect, math, re
@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from . import rl2, varibad, ldm
 from .tasks import World, known
 from .gridworld import GRIDWORLD, EXTRAPOLATION, gridworld
+from .runs import RunError, read_config
+from .jobs import Job, job
 
 # %% ../nbs/90_presets.ipynb #404a8d84
 WORLDS = {f.name: (lambda f=f: gridworld(f)) for f in (GRIDWORLD, EXTRAPOLATION)} # name -> a function that makes the world
@@ -143,6 +145,23 @@ def iterations(cfg, world:World, frames:int)->int:
 def eval_every(cfg, world:World)->int:
     "Iterations between evaluations"
     return max(1, round(INTERVAL/(cfg.workers*world.steps)))
+
+# %% ../nbs/90_presets.ipynb #8f8eac6d
+def assemble(
+    folder, # the run folder
+    info:dict=None, # its config; None: read from `config.json`
+    **changes, # entries of the config to be replaced, such as device='cpu'
+)->Job:
+    "A job at its beginning; raises `RunError` where its config does not fit this version"
+    info = dict(read_config(folder) if info is None else info, **changes)
+    try:
+        world = WORLDS[known(info['world'], WORLDS, 'world')]()
+        default = preset(info['world'], info['method'])
+        tuples = {k for k, v in settings(default).items() if isinstance(v, tuple)}
+        cfg = check(override(default, **{k: tuple(v) if k in tuples else v for k, v in info['config'].items()}), world)
+        return job(folder, info, world, METHODS[info['method']].method, cfg)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise RunError(f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
 
 # %% ../nbs/90_presets.ipynb #8690ef77
 def sources(cfg)->dict: # name -> comment beside the field

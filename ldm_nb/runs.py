@@ -134,7 +134,7 @@ def load_checkpoint(
     meta = [r['meta'] for r in read]
     t = nest({k: torch.cat([r['tensors'][k] for r in read]) for k in read[0]['tensors']})
     set_noise_state(gens, t['noise'])
-    state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t['opt']))
+    state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t.get('opt', {})))
     if buffer is not None:
         buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
         state['buffer'] = buffer
@@ -191,7 +191,7 @@ def curves(
         row = dict(world=cfg['world'], method=cfg['method'], variant=cfg.get('variant'), seed=seed)
         row |= {k: cfg[k] for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
-        row |= dict(tasks=cfg['tasks'], per_task=mine[-1]['per_task'], frozen=mine[-1].get('frozen'))
+        row |= dict(tasks=cfg['tasks'], per_task=mine[-1].get('per_task'), frozen=mine[-1].get('frozen'))
         out.append(row | dict(seconds=seconds, device=cfg['device'], threads=cfg['threads']))
     return out
 

@@ -116,6 +116,7 @@ class World:
     target:Callable # reward -> what the decoder is to predict
     imagine:Callable # decoder output -> imaginary reward r_hat
     cells:Callable # observation [...,O+1] -> index of its cell [...], for one decoder head a cell
+    ceiling:Callable # tasks [K,D] -> [K] best return of an episode when the task is known; None if it is not known
     places:Tensor # [C,O+1] an observation in each cell, flag 0; None if the world has no cells
     pack:Callable # end observations and rewards of whole tasks -> compact codes for the buffer
     unpack:Callable # the inverse

@@ -1,0 +1,166 @@
+"""The command line from end to end: whole runs, interrupted ones, and everything a person may get wrong."""
+import gzip, json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm_nb.cli import main
+from ldm_nb.presets import METHODS
+
+LDM = [sys.executable, '-c', 'from ldm_nb.cli import main; main()']
+QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4']
+
+
+def ldm(capsys, *argv):
+    with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
+    out = capsys.readouterr()
+    return e.value.code, out.out, out.err
+
+def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('world', ['gridworld', 'gridworld-extrapolation'])
+@pytest.mark.parametrize('method', METHODS)
+def test_whole_run(method, world, tmp_path, capsys):
+    run, more = tmp_path/'run', [] if method.startswith('rl2') else QUICK[:6 if method == 'ldm' else 0]
+    code, out, err = ldm(capsys, 'train', world, '--method', method, '--seeds', '3,7', '--frames', '5000', '--out', run, *more)
+    assert code == 0, err
+    assert f'| {method} | test |' in out
+    files = {p.name for p in run.iterdir()}
+    assert {'config.json', 'metrics.jsonl', 'timing.jsonl', 'weights.safetensors', 'table.md', 'checkpoint-3', 'curves.png', 'path.png'} <= files
+    assert ('imagined.png' in files) == (method == 'ldm')
+    assert sorted(p.name for p in (run/'checkpoint-3').iterdir()) == ['seed-3.pt', 'seed-7.pt']
+    rows = lines(run/'metrics.jsonl')
+    assert [(r['seed'], r['frames']) for r in rows] == [(3, 0), (7, 0), (3, 5760), (7, 5760)]
+    assert all(r['test_goals_missed'] >= r['test_goals_never'] for r in rows)
+    code, out, _ = ldm(capsys, 'evaluate', run)
+    assert code == 0 and out.count('\n') > 45
+    code, out, _ = ldm(capsys, 'plot', run)
+    assert code == 0 and 'curves.png' in out
+    code, out, _ = ldm(capsys, 'record', run, '--data', tmp_path/'data', '--variant', 'tiny')
+    assert code == 0 and out.strip().endswith(f'{world}-{method}-tiny.jsonl.gz')
+    rec = [json.loads(l) for l in gzip.decompress(Path(out.strip()).read_bytes()).splitlines()]
+    assert [r['seed'] for r in rec] == [3, 7] and len(rec[0]['per_task']) == 45 == len(rec[0]['tasks'])
+    assert {'world', 'method', 'variant', 'seed', 'config', 'versions', 'commit', 'frames', 'train', 'test', 'first_train', 'first_test',
+            'test_goals_missed', 'seconds', 'device', 'threads', 'command'} <= rec[0].keys()
+    assert '--out' not in rec[0]['command']
+
+def test_comparison(tmp_path, capsys):
+    for m in ('rl2', 'varibad'): assert ldm(capsys, 'train', 'gridworld', '--method', m, '--seeds', '1', '--frames', '2000', '--out', tmp_path/m)[0] == 0
+    code, out, _ = ldm(capsys, 'plot', tmp_path/'rl2', tmp_path/'varibad', '--out', tmp_path/'both.png')
+    assert code == 0 and (tmp_path/'both.png').stat().st_size > 5000
+
+def test_resume_is_the_same_run(tmp_path, capsys):
+    args = ['train', 'gridworld', '--seeds', '3,7', '--threads', '1', *QUICK]
+    assert ldm(capsys, *args, '--frames', '8000', '--out', tmp_path/'whole')[0] == 0
+    assert ldm(capsys, *args, '--frames', '4000', '--out', tmp_path/'half')[0] == 0
+    assert ldm(capsys, 'resume', tmp_path/'half', '--frames', '8000')[0] == 0
+    a, b = ([{k: v for k, v in r.items() if k != 'metrics'} for r in lines(tmp_path/x/'metrics.jsonl') if r['frames'] in (0, 9600)] for x in ('whole', 'half'))
+    assert a == b and len(a) == 4
+    assert (tmp_path/'whole'/'weights.safetensors').read_bytes() == (tmp_path/'half'/'weights.safetensors').read_bytes()
+    code, out, _ = ldm(capsys, 'resume', tmp_path/'half')  # finished already
+    assert code == 0 and '| ldm | test |' in out
+
+def test_interrupt_and_resume(tmp_path):
+    run = tmp_path/'run'
+    p = subprocess.Popen([*LDM, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '1e6', '--threads', '1', '--out', str(run)], stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (run/'metrics.jsonl').exists(): break
+        time.sleep(.1)
+    time.sleep(1)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and f'go on with: ldm resume {run}' in err
+    done = int(next(run.glob('checkpoint-*')).name.split('-')[1])
+    assert 0 < done < 500
+    r = subprocess.run([*LDM, 'resume', str(run), '--frames', str((done + 3)*1920)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    frames = [x['frames'] for x in lines(run/'metrics.jsonl')]
+    assert frames == sorted(set(frames)) and frames[-1] == (done + 3)*1920
+
+
+BAD = {
+    'unknown world': (['train', 'gridwrld'], "did you mean 'gridworld'?"),
+    'unknown method': (['train', 'gridworld', '--method', 'rl3'], "did you mean 'rl2'?"),
+    'unknown preset': (['train', 'gridworld', '--preset', 'papr'], "did you mean 'paper'?"),
+    'unknown command': (['tran'], "did you mean 'train'?"),
+    'no frames': (['train', 'gridworld', '--frames', '0'], 'frames are'),
+    'frames not finite': (['train', 'gridworld', '--frames', 'inf'], 'frames are'),
+    'seeds empty': (['train', 'gridworld', '--seeds', '3:3'], 'empty range'),
+    'seeds twice': (['train', 'gridworld', '--seeds', '3,3'], 'twice'),
+    'seeds nonsense': (['train', 'gridworld', '--seeds', 'three'], 'seeds are'),
+    'choice': (['train', 'gridworld', '--weights', 'skalar'], "did you mean 'scalar'?"),
+    'range': (['train', 'gridworld', '--p-drop', '2'], 'p_drop is 2.0: allowed is'),
+    'nan': (['train', 'gridworld', '--beta', 'nan'], 'beta is nan'),
+    'size': (['train', 'gridworld', '--gru-hidden', '0'], 'gru_hidden is 0'),
+    'mixture': (['train', 'gridworld', '--mixture-workers', '16'], 'at least one of the 16 workers'),
+    'posteriors': (['train', 'gridworld', '--posteriors', '122'], 'has only 121'),
+    'device': (['train', 'gridworld', '--device', 'tpu'], 'choose cpu or cuda'),
+    'checkpoint': (['train', 'gridworld', '--checkpoint-every', '0'], 'at least 1'),
+    'variant': (['train', 'gridworld', '--variant', '../x'], 'use letters'),
+    'no run': (['evaluate', 'nowhere'], 'not a run folder'),
+    'no run to resume': (['resume', 'nowhere'], 'not a run folder'),
+    'nothing to record': (['record'], 'at least one run'),
+    'list': (['list', '--method', 'lmd'], "did you mean 'ldm'?"),
+}
+
+@pytest.mark.parametrize('argv,says', BAD.values(), ids=BAD.keys())
+def test_bad_input(argv, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ldm(capsys, *argv)
+    assert code == 2 and says in err and 'Traceback' not in err and len(err) < 600
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('argv,says', [(['train', 'gridworld', '--gama', '0.9'], '--gamma'), (['train', 'gridworld', '--workers', 'many'], 'many'),
+                                       (['train'], 'world'), (['evaluate'], 'run')])
+def test_bad_options(argv, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ldm(capsys, *argv)
+    assert code == 2 and says in out + err and 'Traceback' not in out + err
+    assert not list(tmp_path.iterdir())
+
+def test_folder_that_exists(tmp_path, capsys):
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'mine.txt').write_text('keep')
+    code, _, err = ldm(capsys, 'train', 'gridworld', '--out', tmp_path/'run')
+    assert code == 2 and 'exists already' in err and [p.name for p in (tmp_path/'run').iterdir()] == ['mine.txt']
+
+def test_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path/'file').write_text('')
+    code, _, err = ldm(capsys, 'train', 'gridworld', '--out', tmp_path/'file'/'run')
+    assert code == 2 and 'cannot write' in err
+
+def test_full_disk(tmp_path, capsys):
+    "A metrics file that leads to a full device: status 1, the checkpoint stays whole"
+    run = tmp_path/'run'
+    assert ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '2000', '--out', run)[0] == 0
+    before = (run/'checkpoint-2'/'seed-1.pt').read_bytes()
+    code, _, err = ldm(capsys, 'resume', run, '--frames', '4000')
+    assert code == 0
+    (run/'timing.jsonl').unlink(); os.symlink('/dev/full', run/'timing.jsonl')
+    code, _, err = ldm(capsys, 'resume', run, '--frames', '6000')
+    assert code == 1 and 'No space left' in err and 'Traceback' not in err
+    assert (run/'checkpoint-2'/'seed-1.pt').read_bytes() == before
+
+def test_damaged_config(tmp_path, capsys):
+    run = tmp_path/'run'
+    assert ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '2000', '--out', run)[0] == 0
+    whole = (run/'config.json').read_text()
+    for text, says in ((whole[:100], 'damaged'), (whole.replace('"gamma"', '"gama"'), 'gama')):
+        (run/'config.json').write_text(text)
+        code, _, err = ldm(capsys, 'evaluate', run)
+        assert code == 2 and says in err
+    (run/'config.json').write_text(whole)
+    (run/'checkpoint-2'/'seed-1.pt').write_bytes(b'torn')
+    code, _, err = ldm(capsys, 'resume', run, '--frames', '4000')
+    assert code == 0 and 'damaged' in err  # begins again, and says so
+
+def test_list(capsys):
+    code, out, _ = ldm(capsys, 'list', '--preset', 'release')
+    assert code == 0 and 'gridworld-extrapolation' in out and '--kl-weight' in out and 'per-dimension' in out
+    assert ldm(capsys, '--version')[1].startswith('ldm_nb ')
+
+@pytest.mark.parametrize('command', ['train', 'resume', 'evaluate', 'plot', 'record', 'list'])
+def test_help(command, capsys):
+    code, out, _ = ldm(capsys, command, '--help')
+    assert code == 0 and 'usage: ldm ' + command in out

@@ -1,0 +1,33 @@
+"""The built wheel, installed elsewhere, is the whole program."""
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def elsewhere(tmp_path_factory):
+    d = tmp_path_factory.mktemp('wheel')
+    def sh(*a): subprocess.run([sys.executable, '-m', *a], check=True, cwd=d, capture_output=True, text=True)
+    sh('build', '--wheel', '--outdir', str(d), str(ROOT))
+    wheel, = d.glob('*.whl')
+    sh('pip', 'install', '--no-deps', '--target', str(d/'site'), str(wheel))
+    return d/'site'
+
+def run(site, code, cwd):
+    env = dict(os.environ, PYTHONPATH=str(site), OMP_NUM_THREADS='1')
+    return subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True)
+
+def test_every_module(elsewhere, tmp_path):
+    modules = sorted(p.stem for p in (ROOT/'ldm_nb').glob('*.py') if p.stem != '__init__')
+    r = run(elsewhere, f'import importlib, ldm_nb\nfor m in {modules}: importlib.import_module("ldm_nb." + m)\nprint(ldm_nb.__file__)', tmp_path)
+    assert r.returncode == 0, r.stderr
+    assert Path(r.stdout.strip()).parent == elsewhere/'ldm_nb'
+
+def test_train(elsewhere, tmp_path):
+    argv = ['train', 'gridworld', '--preset', 'quick', '--frames', '2000', '--seeds', '0']
+    r = run(elsewhere, f'from ldm_nb.cli import main; main({argv})', tmp_path)
+    assert r.returncode == 0, r.stderr
+    assert (tmp_path/'runs/gridworld-ldm/imagined.png').exists()
