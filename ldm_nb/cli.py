@@ -8,7 +8,7 @@ __all__ = ['COMMANDS', 'set_device', 'without', 'Train', 'option', 'parse_train'
            'start_list', 'dispatch', 'main']
 
 # %% ../nbs/93_cli.ipynb #aab8a455
-import math, shlex, sys
+import shlex, sys
 from dataclasses import dataclass
 from pathlib import Path
 import torch, tyro
@@ -18,7 +18,7 @@ from .trainer import Diverged
 from ldm_nb.runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     record)
 from .evaluate import table, draw_curves
-from .jobs import Job, execute, restore, finished, look, pictures
+from .jobs import execute, restore, finished, look, pictures
 from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, preset, settings, sources, check, assemble, parse_seeds,
     parse_frames, iterations, eval_every)
 
@@ -110,11 +110,14 @@ def start_resume(run:Resume)->int:
     device = run.device or info['device']
     set_device(device, run.threads or info['threads'])
     job = assemble(run.run, info, device=device)
-    if run.frames:
-        job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
-        write_json(job.folder/'config.json', info)
+    if run.frames: job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
-    if job.frames > job.info['frames']: raise ValueError(f'{run.run} has {job.frames:,} frames a seed already; ask for more')
+    if job.frames > info['frames']: raise ValueError(f'{run.run} has {job.frames:,} frames a seed already; ask for more')
+    if job.frames < info['frames']:
+        command = 'ldm resume RUN' + (f' --frames {run.frames}' if run.frames else '')
+        segment = dict(frames=job.frames, command=command, commit=commit(), versions=versions(), machine=machine(),
+                       device=device, threads=torch.get_num_threads())
+        write_json(job.folder/'config.json', dict(info, segments=[*info.get('segments', []), segment]))
     return execute(job, eval_every(job.cfg, job.world))
 
 # %% ../nbs/93_cli.ipynb #ef22cb65

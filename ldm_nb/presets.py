@@ -9,7 +9,6 @@ __all__ = ['WORLDS', 'METHODS', 'PRESETS', 'RELEASE', 'QUICK', 'FRAMES', 'SEEDS'
 
 # %% ../nbs/90_presets.ipynb #f5e886b8
 import inspect, math, re
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from . import rl2, varibad, ldm
 from .tasks import World, known

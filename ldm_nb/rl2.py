@@ -7,7 +7,7 @@ __all__ = ['METHOD', 'RL2', 'init', 'agent', 'rollout_noise', 'draw_noise', 'col
            'update']
 
 # %% ../nbs/70_rl2.ipynb #c0d79aee
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 import torch
 from torch import Tensor
 from .core import draw

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'CURVES', 'write_file', 'write_json', 'versions', 'commit', 'machine', 'RunError', 'create', 'read_config',
-           'save_checkpoint', 'checkpoints', 'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics',
-           'curves', 'record', 'read_records']
+           'packed', 'save_checkpoint', 'checkpoints', 'load_checkpoint', 'save_weights', 'load_weights',
+           'trim_metrics', 'curves', 'record', 'read_records']
 
 # %% ../nbs/52_runs.ipynb #44580969
-import gzip, json, os, platform, re, shutil, subprocess, sys
-from dataclasses import asdict
+import gzip, io, json, os, platform, re, shutil, subprocess
 from pathlib import Path
 from importlib.metadata import version, PackageNotFoundError
 import torch
-from safetensors.torch import save_file, load_file
-from .core import flat, nest, take, stack, tree_map, noise_state, set_noise_state, read_jsonl, append_jsonl
+from safetensors.torch import save, load_file
+from .core import flat, nest, take, tree_map, noise_state, set_noise_state, read_jsonl, append_jsonl
 from .trainer import Progress
 
 # %% ../nbs/52_runs.ipynb #db7a0081
@@ -88,6 +87,11 @@ def read_config(
     except ValueError as e: raise RunError(f'{folder}/config.json is damaged: {e}') from None
 
 # %% ../nbs/52_runs.ipynb #fc29e69a
+def packed(obj:dict)->bytes:
+    "What torch writes to a file; as bytes, a full disk is an `OSError` like any other"
+    torch.save(obj, out := io.BytesIO())
+    return out.getvalue()
+
 def save_checkpoint(
     folder, # of the run
     progress:Progress, gens:dict, # where the run stands; of `generators`
@@ -105,7 +109,7 @@ def save_checkpoint(
         if buffer is not None: one['buffer'] = buffer[i:i+1, :held]
         one = {k: v.detach().clone().cpu() for k, v in one.items()}
         meta = dict(seed=seed, iteration=progress.iteration, count=progress.count, frozen=progress.frozen.get(seed))
-        write_file(tmp/f'seed-{seed}.pt', lambda p: torch.save(dict(meta=meta, tensors=one), p))
+        write_file(tmp/f'seed-{seed}.pt', lambda p: p.write_bytes(packed(dict(meta=meta, tensors=one))))
     if out.exists(): shutil.rmtree(out)
     os.replace(tmp, out)
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old)
@@ -150,7 +154,7 @@ def save_weights(
 )->None:
     "All networks of all seeds in `weights.safetensors`"
     tensors, meta = {k: v.detach().cpu().contiguous() for k, v in flat(params).items()}, dict(seeds=json.dumps(seeds))
-    write_file(Path(folder)/'weights.safetensors', lambda p: save_file(tensors, p, metadata=meta))
+    write_file(Path(folder)/'weights.safetensors', lambda p: p.write_bytes(save(tensors, metadata=meta)))
 
 def load_weights(
     folder, # of a run
@@ -191,7 +195,7 @@ def curves(
         row = dict(world=cfg['world'], method=cfg['method'], variant=cfg.get('variant'), seed=seed)
         row |= {k: cfg[k] for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
-        row |= dict(tasks=cfg['tasks'], per_task=mine[-1].get('per_task'), frozen=mine[-1].get('frozen'))
+        row |= dict(tasks=cfg['tasks'], per_task=mine[-1].get('per_task'), frozen=mine[-1].get('frozen'), segments=cfg.get('segments', []))
         out.append(row | dict(seconds=seconds, device=cfg['device'], threads=cfg['threads']))
     return out
 
