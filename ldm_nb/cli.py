@@ -19,8 +19,8 @@ from ldm_nb.runs import (RunError, versions, commit, machine, create, read_confi
     record)
 from .evaluate import table, draw_curves
 from .jobs import execute, restore, finished, look, pictures
-from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, preset, settings, sources, check, assemble, parse_seeds,
-    parse_frames, iterations, eval_every)
+from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, preset, settings, sources, check, assemble,
+    parse_seeds, parse_frames, iterations, eval_every)
 
 # %% ../nbs/93_cli.ipynb #ef527b24
 def set_device(
@@ -29,12 +29,23 @@ def set_device(
 )->None:
     "Choose device and threads; raises `ValueError` where there is no such device"
     if device != 'cpu' and not device.startswith('cuda'): raise ValueError(f'device is {device!r}: choose cpu or cuda')
-    if device != 'cpu' and not torch.cuda.is_available(): raise ValueError('device is cuda, but torch sees no GPU; use --device cpu')
+    if device != 'cpu' and not torch.cuda.is_available():
+        raise ValueError('device is cuda, but torch sees no GPU; use --device cpu')
     if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (torch\'s own choice) or more')
     if threads: torch.set_num_threads(threads)
 
-def without(argv:list, option:str)->list:
-    "The arguments less one option and its value"
+def without(
+    argv:list, # arguments, as in sys.argv
+    option:str, # such as '--out'
+)->list:
+    """The arguments less one option and its value
+
+    ```python
+    >>> without(['gridworld', '--out', 'x', '--beta', '2', '--out=y'], '--out')
+    ['gridworld', '--beta', '2']
+
+    ```
+    """
     out, skip = [], False
     for a in argv:
         if not (skip or a == option or a.startswith(option + '=')): out.append(a)
@@ -57,15 +68,28 @@ class Train:
     checkpoint_every:int = 500 # iterations between checkpoints
 
 # %% ../nbs/93_cli.ipynb #af03f6a0
-def option(argv:list, name:str, default:str)->str:
-    "The value of `--name` among arguments that are not yet parsed"
+def option(
+    argv:list, # arguments that are not yet parsed
+    name:str, # of the option, without its hyphens
+    default:str, # where it is not given
+)->str:
+    """The value of an option, read ahead
+
+    ```python
+    >>> option(['--method', 'rl2', '--preset=quick'], 'preset', 'paper')
+    'quick'
+
+    ```
+    """
     for i, a in enumerate(argv):
         if a == f'--{name}' and i + 1 < len(argv): return argv[i+1]
         if a.startswith(f'--{name}='): return a.split('=', 1)[1]
     return default
 
-def parse_train(argv:list)->tuple: # Train, settings of the method
-    "The arguments of `ldm train`; raises `ValueError` for unknown names, and exits with status 2 where tyro finds fault"
+def parse_train(
+    argv:list, # what follows `ldm train`
+)->tuple: # Train, settings of the method
+    "The arguments of `ldm train`; raises `ValueError` for unknown names, exits with status 2 where tyro finds fault"
     named = next((a for a in argv if a in WORLDS), None)
     if named is None and argv and not argv[0].startswith('-'): known(argv[0], WORLDS, 'world')
     cfg = preset(named or 'gridworld', option(argv, 'method', 'ldm'), option(argv, 'preset', 'paper'))
@@ -73,8 +97,11 @@ def parse_train(argv:list)->tuple: # Train, settings of the method
     return tyro.cli(both, prog='ldm train', args=argv, description=Train.__doc__, config=(tyro.conf.OmitArgPrefixes,))
 
 # %% ../nbs/93_cli.ipynb #0fdb88af
-def describe(run:Train, cfg, argv:list)->dict: # the content of config.json
-    "What a run folder says about its run; raises `ValueError` for options that make no sense"
+def describe(
+    run:Train, cfg, # of `parse_train`: the options; the settings
+    argv:list, # what follows `ldm train`, for the record
+)->dict: # the content of config.json
+    "What a run folder says about its run; sets the device; raises `ValueError` for options that make no sense"
     world, seeds = WORLDS[run.world](), parse_seeds(run.seeds or SEEDS[run.preset])
     frames = parse_frames(run.frames or FRAMES[run.preset])
     if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
@@ -83,12 +110,15 @@ def describe(run:Train, cfg, argv:list)->dict: # the content of config.json
     config = settings(check(cfg, world))
     set_device(run.device, run.threads)
     return dict(world=run.world, method=run.method, preset=run.preset, variant=run.variant or None, seeds=seeds,
-        frames=iterations(cfg, world, frames)*cfg.workers*world.steps, device=run.device, threads=torch.get_num_threads(),
-        checkpoint_every=run.checkpoint_every, config=config, tasks=world.family.splits['eval'].tasks.tolist(),
-        command=shlex.join(['ldm', 'train', *without(argv, '--out')]), commit=commit(), versions=versions(), machine=machine())
+        frames=iterations(cfg, world, frames)*cfg.workers*world.steps, device=run.device,
+        threads=torch.get_num_threads(), checkpoint_every=run.checkpoint_every, config=config,
+        tasks=world.family.splits['eval'].tasks.tolist(), command=shlex.join(['ldm', 'train', *without(argv, '--out')]),
+        commit=commit(), versions=versions(), machine=machine())
 
-def start_train(argv:list)->int:
-    "`ldm train`"
+def start_train(
+    argv:list, # what follows `ldm train`
+)->int: # exit status
+    "`ldm train`; raises `ValueError` for bad options, `RunError` where the run folder exists"
     run, cfg = parse_train(argv)
     info = describe(run, cfg, argv)
     folder = create(run.out or f'runs/{run.world}-{run.method}', info)
@@ -104,15 +134,19 @@ class Resume:
     device:str = '' # cpu or cuda; empty: as it was
     threads:int = 0 # CPU threads; 0: as it was
 
-def start_resume(run:Resume)->int:
-    "`ldm resume`"
+def start_resume(
+    run:Resume, # the options
+)->int: # exit status
+    "`ldm resume`; raises `RunError` where the folder holds no run, `ValueError` where the run is already longer"
     info = read_config(run.run)
     device = run.device or info['device']
     set_device(device, run.threads or info['threads'])
     job = assemble(run.run, info, device=device)
-    if run.frames: job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
+    if run.frames:
+        job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
-    if job.frames > info['frames']: raise ValueError(f'{run.run} has {job.frames:,} frames a seed already; ask for more')
+    if job.frames > info['frames']:
+        raise ValueError(f'{run.run} has {job.frames:,} frames a seed already; ask for more')
     if job.frames < info['frames']:
         command = 'ldm resume RUN' + (f' --frames {run.frames}' if run.frames else '')
         segment = dict(frames=job.frames, command=command, commit=commit(), versions=versions(), machine=machine(),
@@ -126,15 +160,18 @@ class Evaluate:
     "Play every task of every split with a finished run, and print the table and all tasks."
     run:tyro.conf.Positional[str] # run folder
 
-def start_evaluate(run:Evaluate)->int:
-    "`ldm evaluate`"
+def start_evaluate(
+    run:Evaluate, # the options
+)->int: # exit status
+    "`ldm evaluate`; raises `RunError` where the folder holds no finished run"
     job = finished(assemble(run.run, device='cpu'))
     out, N = look(job), job.world.episodes
-    head = ['task: ' + ', '.join(job.world.family.columns), *(f'episode {k + 1}' for k in range(N)), 'seeds that reach it']
+    columns = ', '.join(job.world.family.columns)
+    head = [f'task: {columns}', *(f'episode {k + 1}' for k in range(N)), 'seeds that reach it']
     lines = [table(job.world, out, job.info['method']), '', '| ' + ' | '.join(head) + ' |', '|---|' + '--:|'*(N + 1)]
     for k, task in enumerate(job.world.family.splits['eval'].tasks.tolist()):
-        hit = out['reached'][:, k, -1]
-        row = [', '.join(f'{x:g}' for x in task), *(f'{x:.2f}' for x in out['returns'][:, k].mean(0).tolist()), f'{int(hit.sum())} of {len(hit)}']
+        hit, returns = out['reached'][:, k, -1], out['returns'][:, k].mean(0).tolist()
+        row = [', '.join(f'{x:g}' for x in task), *(f'{x:.2f}' for x in returns), f'{int(hit.sum())} of {len(hit)}']
         lines.append('| ' + ' | '.join(row) + ' |')
     sys.stdout.write('\n'.join(lines) + '\n')
     return 0
@@ -146,8 +183,10 @@ class Plot:
     runs:tyro.conf.Positional[tuple[str, ...]] # run folders
     out:str = 'comparison.png' # file of the comparison
 
-def start_plot(run:Plot)->int:
-    "`ldm plot`"
+def start_plot(
+    run:Plot, # the options
+)->int: # exit status
+    "`ldm plot`; raises `ValueError` where no folder is named, `RunError` where one holds no finished run"
     if not run.runs: raise ValueError('name at least one run folder, such as: ldm plot runs/gridworld-ldm')
     jobs = [finished(assemble(folder, device='cpu')) for folder in run.runs]
     files = [f for job in jobs for f in pictures(job)]
@@ -168,8 +207,10 @@ class Record:
     variant:str = '' # a name for settings other than the preset's
     data:str = 'data/runs' # folder of the records
 
-def start_record(run:Record)->int:
-    "`ldm record`"
+def start_record(
+    run:Record, # the options
+)->int: # exit status
+    "`ldm record`; raises `ValueError` where no folder is named, `RunError` where they do not belong together"
     if not run.runs: raise ValueError('name at least one run folder, such as: ldm record runs/gridworld-ldm')
     sys.stdout.write(f'{record(list(run.runs), run.data, run.variant or None)}\n')
     return 0
@@ -182,15 +223,19 @@ class List:
     preset:str = 'paper' # values of this preset
     world:str = 'gridworld' # on this world
 
-def start_list(run:List)->int:
-    "`ldm list`"
+def start_list(
+    run:List, # the options
+)->int: # exit status
+    "`ldm list`; raises `ValueError` for an unknown name"
     cfg = preset(run.world, run.method, run.preset)
     about = sources(cfg)
-    worlds = {k: ', '.join(f'{s} {len(x.tasks)}' for s, x in make().family.splits.items() if s != 'eval') for k, make in WORLDS.items()}
+    worlds = {k: ', '.join(f'{s} {len(x.tasks)}' for s, x in make().family.splits.items() if s != 'eval')
+              for k, make in WORLDS.items()}
     out = ['worlds (tasks in each split)', *(f'  {k:24} {v}' for k, v in worlds.items())]
     out += ['', 'methods', *(f'  {k:24} {e.about}' for k, e in METHODS.items())]
     out += ['', 'presets', *(f'  {p:24} {FRAMES[p]:,} frames a seed, seeds {SEEDS[p]}' for p in PRESETS)]
-    out += ['', f'settings of {run.method} on {run.world}, preset {run.preset} (--method, --world and --preset show others)']
+    which = f'settings of {run.method} on {run.world}, preset {run.preset}'
+    out += ['', f'{which} (--method, --world and --preset show others)']
     values = {k: ' '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in settings(cfg).items()}
     out += [f"  --{k.replace('_', '-'):22} {v:14} {about[k]}" for k, v in values.items()]
     sys.stdout.write('\n'.join(out) + '\n')
@@ -200,10 +245,13 @@ def start_list(run:List)->int:
 COMMANDS = dict(resume=(Resume, start_resume), evaluate=(Evaluate, start_evaluate), plot=(Plot, start_plot),
                 record=(Record, start_record), list=(List, start_list))
 
-def dispatch(argv:list)->int: # exit status
-    "Run one command"
+def dispatch(
+    argv:list, # what follows `ldm`
+)->int: # exit status
+    "Run one command; raises `ValueError` for a command that does not exist, and what the command raises"
     lines = [f'  {k:10} {c.__doc__}' for k, c in dict(train=Train, **{k: c for k, (c, _) in COMMANDS.items()}).items()]
-    usage = 'usage: ldm COMMAND [options]\n\n' + '\n'.join(lines) + '\n\n  `ldm COMMAND --help` says more; `ldm --version` prints the version\n'
+    usage = ('usage: ldm COMMAND [options]\n\n' + '\n'.join(lines)
+             + '\n\n  `ldm COMMAND --help` says more; `ldm --version` prints the version\n')
     if not argv: sys.stderr.write(usage); return 2
     if argv[0] in ('-h', '--help'): sys.stdout.write(usage); return 0
     if argv[0] == '--version': sys.stdout.write(f'ldm_nb {__version__}\n'); return 0
@@ -212,7 +260,9 @@ def dispatch(argv:list)->int: # exit status
     options, start = COMMANDS[name]
     return start(tyro.cli(options, prog=f'ldm {name}', args=rest))
 
-def main(argv:list=None)->None:
+def main(
+    argv:list=None, # what follows `ldm`; None: of this process
+)->None:
     "The command `ldm`: run it and exit with its status"
     def fail(status, text): sys.stderr.write(f'ldm: {text}\n'); sys.exit(status)
     try: sys.exit(dispatch(sys.argv[1:] if argv is None else argv))

@@ -21,8 +21,8 @@ def evaluate(
     gens:list=None, # `S` generators of the stream 'eval'; None where resets need no noise
     split:str='eval', # the tasks to go through
     seeds:int=None, # S, where `gens` is None
-)->Traj: # over the K tasks of the split
-    "One task after another becomes one worker beside another"
+)->Traj: # of K workers, one for each task of the split
+    "Every task of a split played to its end, all of them at once"
     tasks = world.family.splits[split].tasks
     S, K, T = (len(gens) if gens else seeds), len(tasks), world.steps
     device = gens[0].device if gens else tasks.device
@@ -30,7 +30,7 @@ def evaluate(
     return rollout(world, agent, tasks.to(device).expand(S, -1, -1), torch.zeros(S, T, K, device=device), reset)
 
 def outcome(
-    world:World, traj:Traj, # for N and `reached`; of `evaluate`
+    world:World, traj:Traj, # for N and for what counts as reached; of `evaluate`
 )->dict: # returns [S,K,N]; reached [S,K,N] bool
     "Return and success of every episode of every task"
     def sums(x): return episode_sums(x, traj.end, world.episodes)
@@ -57,7 +57,7 @@ def summary(
 # %% ../nbs/60_evaluate.ipynb #ba3bcc97
 def table(
     world:World, out:dict, # for its splits; of `outcome`, over the split 'eval'
-    method:str, # the method's name
+    method:str, # its name, for the first column
 )->str: # Markdown
     "Return of the last episode (mean and standard deviation over seeds) and goals reached, per split"
     tasks = world.family.splits['eval'].tasks
@@ -73,7 +73,7 @@ def table(
 
 # %% ../nbs/60_evaluate.ipynb #fb5f0674
 def iqm(
-    x:Tensor, # [...,n] numbers, e.g. one per seed
+    x:Tensor, # [...,n] floats, e.g. one per seed
 )->Tensor: # [...]
     """Interquartile mean over the last axis: the mean of the middle half, counting the numbers at its edges in part
 
@@ -88,11 +88,11 @@ def iqm(
     return (x*edges.diff()).sum(-1)/(n/2)
 
 def interval(
-    x:Tensor, # [S] one number per seed
-    stat=lambda x: x.mean(-1), # of the last axis
+    x:Tensor, # [S] one float per seed
+    stat=lambda x: x.mean(-1), # [draws,S] -> [draws], such as `iqm`
     level:float=.95, # coverage
     draws:int=2000, # bootstrap samples
-    seed:int=0, # of the bootstrap
+    seed:int=0, # of the bootstrap's noise
 )->tuple: # low, high
     "Percentile bootstrap that resamples whole seeds"
     i = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(seed))
@@ -102,15 +102,15 @@ def interval(
 # %% ../nbs/60_evaluate.ipynb #abeedbfc
 def draw_curves(
     runs:dict, # name of a method -> its records: dicts with seed, frames[] and the curves of `summary`
-    ceilings:dict=None, # key -> value of a dashed line, where one is known
-    title:str='',
+    ceilings:dict=None, # key of a curve -> value of a dashed line, where one is known
+    title:str='', # of the whole picture
 )->Figure:
     "Train return, test return and test goals missed over frames: every seed thin, the mean over seeds thick"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
     fig = Figure(figsize=(10, 3.1), dpi=100, layout='constrained')
-    axes = fig.subplots(1, 3)
+    axes, colours = fig.subplots(1, 3), ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'tab:brown')
     for ax, (key, label) in zip(axes, names.items()):
-        for colour, (name, rows) in zip(('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'tab:brown'), runs.items()):
+        for colour, (name, rows) in zip(colours, runs.items()):
             for r in rows: ax.plot([f/1e6 for f in r['frames']], r[key], lw=.7, alpha=.35, color=colour)
             n = min(len(r['frames']) for r in rows)
             mean = [sum(r[key][i] for r in rows)/len(rows) for i in range(n)]

@@ -16,8 +16,8 @@ from .core import generators, append_jsonl
 from .buffer import held
 from .tasks import World
 from .trainer import Method, Progress, train
-from .runs import (RunError, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights, load_weights,
-    trim_metrics, curves)
+from .runs import (RunError, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights,
+    load_weights, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
 from .pictures import draw_dreams, draw_path
 
@@ -27,24 +27,30 @@ class Job:
     "A run, put together"
     folder:Path # the run folder
     info:dict # of config.json; used here: seeds, frames, world, method, device, checkpoint_every
-    world:World
-    method:Method
+    world:World # where it is trained
+    method:Method # what is trained
     cfg:object # the method's settings; used here: workers and, where there is a buffer, normal, vae
     gens:dict # of `generators`
     progress:Progress # where it stands
 
     @property
-    def chunk(self): return self.cfg.workers*self.world.steps # frames of an iteration, of one seed
+    def chunk(self)->int:
+        "Frames of an iteration, of one seed"
+        return self.cfg.workers*self.world.steps
 
     @property
-    def frames(self): return self.progress.iteration*self.chunk # frames each seed has seen
+    def frames(self)->int:
+        "Frames each seed has seen"
+        return self.progress.iteration*self.chunk
 
 def job(
-    folder, info:dict, world:World, method:Method, cfg, # as in `Job`
+    folder, info:dict, # the run folder; the content of its config.json
+    world:World, method:Method, cfg, # where; what; its settings
 )->Job:
     "A job at its beginning, with fresh networks for every seed"
     gens = generators(info['seeds'], info['device'])
-    return Job(Path(folder), info, world, method, cfg, gens, Progress(list(info['seeds']), method.init(cfg, world, gens)))
+    progress = Progress(list(info['seeds']), method.init(cfg, world, gens))
+    return Job(Path(folder), info, world, method, cfg, gens, progress)
 
 # %% ../nbs/65_jobs.ipynb #92b3a7aa
 def restore(
@@ -63,11 +69,10 @@ def restore(
     return job
 
 def finished(
-    job:Job, # at its beginning
+    job:Job, # at its beginning, on the CPU
 )->Job:
     "The job with its trained weights; raises `RunError` where it has none"
-    params = load_weights(job.folder)
-    job.progress.state['params'] = params
+    job.progress.state['params'] = load_weights(job.folder)
     job.progress.iteration = job.info['frames']//job.chunk
     return job
 
@@ -80,10 +85,12 @@ class Sink:
         self.start, self.total = job.frames, job.info['frames']
         name = f"{job.info['world']} {job.info['method']} x{self.seeds}"
         self.live = sys.stderr.isatty()
-        self.bar = tqdm(total=self.total*self.seeds, initial=self.start*self.seeds, desc=name, unit=' frames', unit_scale=True, smoothing=.05, mininterval=.5,
-                        dynamic_ncols=True, disable=not self.live, bar_format='{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}')
+        look = '{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}'
+        self.bar = tqdm(total=self.total*self.seeds, initial=self.start*self.seeds, desc=name, unit=' frames',
+                        unit_scale=True, smoothing=.05, mininterval=.5, dynamic_ncols=True, disable=not self.live,
+                        bar_format=look)
 
-    def tick(self, progress:Progress, metrics:dict)->None:
+    def tick(self, progress:Progress, metrics:dict)->None: # `metrics`: name -> [S], with 'return'
         "After an iteration"
         r = metrics['return'].mean().item()
         self.shown['sampled'] = .95*self.shown.get('sampled', r) + .05*r
@@ -91,36 +98,42 @@ class Sink:
         self.bar.update(self.job.chunk*self.seeds)
         if not self.live and time.monotonic() - self.last > self.every: self.line()
 
-    def evaluated(self, rows:list)->None:
+    def evaluated(self, rows:list)->None: # `rows`: the metrics lines, one a seed
         "After an evaluation"
         for name, k in dict(train='train', test='test', missed='test_goals_missed').items():
             if k in rows[0]: self.shown[name] = sum(r[k] for r in rows)/len(rows)
         self.bar.set_postfix_str(self.text())
 
-    def text(self)->str: return ' '.join(f'{k} {v:.1f}' for k, v in self.shown.items())
+    def text(self)->str:
+        "Returns and missed goals, as they stand behind the bar"
+        return ' '.join(f'{k} {v:.1f}' for k, v in self.shown.items())
 
     def line(self)->None:
         "One line of text on standard error"
         self.last, done = time.monotonic(), self.job.frames
         rate = (done - self.start)*self.seeds/max(self.last - self.begun, 1e-9)
         left = (self.total - done)*self.seeds/max(rate, 1e-9)/60
-        sys.stderr.write(f'{done:,} of {self.total:,} frames a seed, {rate:,.0f} frames/s, {left:.0f} min left: {self.text()}\n')
+        sys.stderr.write(f'{done:,} of {self.total:,} frames a seed, {rate:,.0f} frames/s, '
+                         f'{left:.0f} min left: {self.text()}\n')
         sys.stderr.flush()
 
 # %% ../nbs/65_jobs.ipynb #342628a4
-def look(job:Job)->dict: # returns [S,K,N], reached [S,K,N]
+def look(
+    job:Job, # with the weights to be judged
+)->dict: # returns [S,K,N], reached [S,K,N] bool
     "Play every task of every split with greedy actions"
     agent = job.method.agent(job.cfg, job.progress.state, True)
     return outcome(job.world, evaluate(job.world, agent, job.gens['eval']))
 
 def measure(
-    job:Job, sink:Sink,
+    job:Job, sink:Sink, # what is measured; told of the result
     clock:dict, # at (seconds) and frames of the evaluation before; updated
 )->None:
     "One evaluation: a metrics line per seed, a timing line, the bar"
-    p, out, frames = job.progress, look(job), job.frames # a metric that is not finite becomes null
+    p, out, frames = job.progress, look(job), job.frames
     means = {k: (v/max(p.count, 1)).tolist() for k, v in p.sums.items()}
-    rows = [dict(seed=seed, frames=frames, **row, metrics={k: float(f'{v[i]:.6g}') if math.isfinite(v[i]) else None for k, v in means.items()})
+    def plain(x): return float(f'{x:.6g}') if math.isfinite(x) else None
+    rows = [dict(seed=seed, frames=frames, **row, metrics={k: plain(v[i]) for k, v in means.items()})
             for i, (seed, row) in enumerate(zip(p.seeds, summary(job.world, out)))]
     for row, returns in zip(rows, out['returns'].tolist()):
         if row['seed'] in p.frozen: row['frozen'] = p.frozen[row['seed']]
@@ -128,16 +141,17 @@ def measure(
     append_jsonl(job.folder/'metrics.jsonl', rows)
     now = time.monotonic()
     seconds, done = now - clock['at'], (frames - clock['frames'])*len(p.seeds)
-    append_jsonl(job.folder/'timing.jsonl', [dict(frames=frames, seconds=round(seconds, 3), frames_per_s=round(done/max(seconds, 1e-9)))])
+    timing = dict(frames=frames, seconds=round(seconds, 3), frames_per_s=round(done/max(seconds, 1e-9)))
+    append_jsonl(job.folder/'timing.jsonl', [timing])
     clock |= dict(at=now, frames=frames)
     sink.evaluated(rows)
 
 # %% ../nbs/65_jobs.ipynb #dd5468f5
 def execute(
-    job:Job,
+    job:Job, # at its beginning, or restored
     every:int, # iterations between evaluations
 )->int: # exit status: 0 done, 130 stopped by the user
-    "Train a job to its budget, then write weights, table and pictures"
+    "Train a job to its budget, then `finish` it; raises `Diverged` when its last seed has been frozen"
     stopped, clock, sink = [], dict(at=time.monotonic(), frames=job.frames), Sink(job)
     def interrupt(sig, frame):
         if stopped: raise KeyboardInterrupt
@@ -146,24 +160,29 @@ def execute(
     def save(p): save_checkpoint(job.folder, p, job.gens, in_buffer(job))
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        train(job.method, job.cfg, job.world, job.gens, job.progress, job.info['frames']//job.chunk, every, lambda p: measure(job, sink, clock), save,
-              job.info['checkpoint_every'], sink.tick, lambda: bool(stopped))
+        train(job.method, job.cfg, job.world, job.gens, job.progress, job.info['frames']//job.chunk, every,
+              lambda p: measure(job, sink, clock), save, job.info['checkpoint_every'], sink.tick, lambda: bool(stopped))
     finally:
         signal.signal(signal.SIGINT, before)
         sink.bar.close()
     if job.frames < job.info['frames']:
-        sys.stderr.write(f"stopped at {job.frames:,} of {job.info['frames']:,} frames a seed; go on with: ldm resume {job.folder}\n")
+        sys.stderr.write(f"stopped at {job.frames:,} of {job.info['frames']:,} frames a seed; "
+                         f"go on with: ldm resume {job.folder}\n")
         return 130
     return finish(job)
 
-def in_buffer(job:Job)->int:
+def in_buffer(
+    job:Job, # of a method with a buffer or without
+)->int: # tasks a seed
     "Tasks that the buffer of a job holds"
     if 'buffer' not in job.progress.state: return 0
-    workers = job.cfg.workers
-    return held(job.cfg.vae.buffer_size, job.cfg.vae.buffer, job.progress.iteration, getattr(job.cfg, 'normal', workers), workers)
+    vae, workers = job.cfg.vae, job.cfg.workers
+    return held(vae.buffer_size, vae.buffer, job.progress.iteration, getattr(job.cfg, 'normal', workers), workers)
 
 # %% ../nbs/65_jobs.ipynb #268f74ec
-def finish(job:Job)->int:
+def finish(
+    job:Job, # trained to its budget
+)->int: # exit status 0
     "Write weights, table and pictures, and show the table"
     save_weights(job.folder, job.progress.state['params'], job.progress.seeds)
     text = table(job.world, look(job), job.info['method'])
@@ -174,18 +193,23 @@ def finish(job:Job)->int:
     sys.stdout.write(f"\n{text}\n\nrun folder: {job.folder}\npictures:   {', '.join(f.name for f in files)}\n")
     return 0
 
-def pictures(job:Job)->list: # the PNG files
+def pictures(
+    job:Job, # finished, with metrics in its folder
+)->list: # the PNG files
     "Draw a finished job's pictures into its folder"
     name, splits = f"{job.info['world']}, {job.info['method']}", job.world.family.splits
-    best = {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')} if job.world.ceiling else None
+    best = job.world.ceiling and {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')}
     figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)}
     if job.world.places is not None: figs |= map_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))
     return [job.folder/file for file in figs]
 
 # %% ../nbs/65_jobs.ipynb #192d418b
-def map_pictures(job:Job, name:str)->dict: # file name -> Figure
-    "A test episode, and imagined tasks where the method imagines; both of the stack's first seed"
+def map_pictures(
+    job:Job, # finished, in a world with places
+    name:str, # of world and method, for the titles
+)->dict: # file name -> Figure
+    "A test task, and imagined tasks where the method imagines; both of the stack's first seed"
     world, state, seed = job.world, job.progress.state, job.progress.seeds[0]
     gens = generators([2**31 - 1 - s for s in job.progress.seeds], job.info['device']) # noise that no training has seen
     traj = evaluate(world, job.method.agent(job.cfg, state, True), job.gens['eval'], 'test')
@@ -193,7 +217,8 @@ def map_pictures(job:Job, name:str)->dict: # file name -> Figure
     k = found[len(found)//2] if found else len(traj.task[0])//2
     maps = job.method.beliefs(job.cfg, world, state, traj, gens)[0, k].cpu() if job.method.beliefs else None
     fate = 'a test goal it reaches' if found else 'it reaches no test goal'
-    figs = {'path.png': draw_path(world, traj.obs[0, :, k].cpu(), traj.task[0, k].cpu(), maps, f'{name}, seed {seed}: {fate}')}
+    title = f'{name}, seed {seed}: {fate}'
+    figs = {'path.png': draw_path(world, traj.obs[0, :, k].cpu(), traj.task[0, k].cpu(), maps, title)}
     if job.method.dreams:
         goals, weights, dreams = (x[0].cpu() for x in job.method.dreams(job.cfg, world, state, gens))
         figs['imagined.png'] = draw_dreams(world, goals, weights, dreams, f'{name}, seed {seed}: imagined tasks')

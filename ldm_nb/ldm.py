@@ -43,7 +43,9 @@ class LDM:
             raise ValueError(f'mixture_workers is {M}: it must leave at least one of the {self.workers} workers normal')
 
     @property
-    def normal(self): return self.workers - self.mixture.mixture_workers # n
+    def normal(self)->int:
+        "n, the workers that see true rewards"
+        return self.workers - self.mixture.mixture_workers
 
 # %% ../nbs/72_ldm.ipynb #8b336f9e
 def init(
@@ -62,7 +64,7 @@ def draw_noise(
     cfg:LDM, world:World, # settings; where
     gens:dict, # of `generators`
     iteration:int, # for the number of stored tasks
-)->dict: # of `rollout_noise`; vae: a list of `vae_noise`, one an update; mixture: of `mixture_noise`, if any
+)->dict: # of `rollout_noise`; vae: a list of `vae_noise`, one an update; mixture: of `mixture_noise`, where M > 0
     "All noise of an iteration"
     size, n = min(cfg.vae.vae_batch, stored(cfg, iteration, cfg.normal)), rollout_noise(cfg, world, gens)
     n['vae'] = [vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size) for _ in range(cfg.vae.vae_updates)]
@@ -76,7 +78,7 @@ def mixture_latents(
     traj:Traj, # of the normal workers
     noise:dict, # of `mixture_noise`
 )->Tensor: # [S,T,M,D]
-    "m_hat before every step, from the normal workers' rollout"
+    "The mixture `m_hat` before every step, from the normal workers' rollout"
     mu, logvar = encode(state['params']['vae']['encoder'], traj.obs[:, 1:], traj.action, traj.reward)
     m = mu[:, :-1] if noise['eps'] is None else mu[:, :-1] + each(torch.exp, .5*logvar[:, :-1])*noise['eps']
     return mix(mixture_weights(noise['e'], cfg.mixture.beta), m)
@@ -114,7 +116,7 @@ def vae_step(
     return new, opt, {k: v.detach() for k, v in losses.items()} | dict(vae_norm=norm(g))
 
 def imagined_return(
-    cfg:LDM, world:World, # for n and N
+    cfg:LDM, world:World, # for n; for N
     traj:Traj, # of all workers
 )->Tensor: # [S]
     "Mean imaginary return of the mixture workers' last episode"
@@ -142,20 +144,32 @@ def update(
     return dict(state, params=params, opt=opt), metrics
 
 # %% ../nbs/72_ldm.ipynb #03874b8b
-def beliefs(cfg:LDM, world:World, state:dict, traj:Traj, gens:dict)->Tensor: # [S,B,P,C]
-    "What the latent dynamics network believes about every place at the moments of a picture"
+def beliefs(
+    cfg:LDM, world:World, # settings; where
+    state:dict, # of `init` or `update`
+    traj:Traj, # of B tasks
+    gens:dict, # of `generators`
+)->Tensor: # [S,B,P,C]
+    "Reward that the latent dynamics network expects at every place, at the `moments` of each task"
     p = state['params']['vae']
     return place_beliefs(world, p['encoder'], p['decoder'], cfg.vae, traj, gens['eval'])
 
 @torch.no_grad()
-def dreams(cfg:LDM, world:World, state:dict, gens:dict, count:int=6)->tuple: # tasks [S,n,2], weights [S,count,n], maps [S,count,C]
-    "Imagined tasks of one fresh iteration"
-    real = collect(replace(cfg, mixture=replace(cfg.mixture, mixture_workers=0)), world, state, rollout_noise(cfg, world, gens))
+def dreams(
+    cfg:LDM, world:World, # settings; where
+    state:dict, # of `init` or `update`
+    gens:dict, # of `generators`
+    count:int=6, # imagined tasks
+)->tuple: # tasks [S,B,2], weights [S,count,B], maps [S,count,C]
+    "Imagined tasks of an iteration in which all `B` workers are normal, with weights averaged over latent dimensions"
+    plain = replace(cfg, mixture=replace(cfg.mixture, mixture_workers=0))
+    real = collect(plain, world, state, rollout_noise(cfg, world, gens))
     p = state['params']['vae']
-    mu, logvar = (x[:, -1:] for x in encode(p['encoder'], real.obs[:, 1:], real.action, real.reward)) # [S,1,n,D]
+    mu, logvar = (x[:, -1:] for x in encode(p['encoder'], real.obs[:, 1:], real.action, real.reward)) # [S,1,B,D]
     m = mu + (.5*logvar).exp()*draw(gens['vae'], 'normal', *mu.shape[1:])
     D = cfg.vae.latent if cfg.mixture.weights == 'per-dimension' else 1
     alpha = mixture_weights(draw(gens['imagination'], 'exponential', count, D, cfg.workers), cfg.mixture.beta)
-    return real.task, alpha.mean(2), place_rewards(world, p['decoder'], cfg.vae, mix(alpha, m), None, gens['eval'])[:, 0]
+    maps = place_rewards(world, p['decoder'], cfg.vae, mix(alpha, m), None, gens['eval'])
+    return real.task, alpha.mean(2), maps[:, 0]
 
 METHOD = Method('ldm', LDM, init, draw_noise, collect, update, agent, beliefs, dreams)

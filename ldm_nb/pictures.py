@@ -19,9 +19,10 @@ from .rollout import Traj
 # %% ../nbs/62_pictures.ipynb #9db61368
 @torch.no_grad()
 def place_rewards(
-    world:World, decoder:dict, vae:VAE,
-    mu:Tensor, # [S,B,P,D]
-    logvar:Tensor, # [S,B,P,D] of the posterior; None: `mu` is the latent itself
+    world:World, # one that has places
+    decoder:dict, vae:VAE, # parameters; settings of the latent dynamics network
+    mu:Tensor, # [S,B,P,D] means of posteriors
+    logvar:Tensor, # [S,B,P,D] their log variances; None: `mu` is the latent itself
     gens:list, # `S` generators
     samples:int=32, # answers averaged
 )->Tensor: # [S,B,P,C]
@@ -38,14 +39,17 @@ def place_rewards(
     return world.imagine(out).unflatten(2, (P, samples)).mean(3)
 
 # %% ../nbs/62_pictures.ipynb #a476b575
-def moments(world:World)->list: # steps of a task, 0..H+
+def moments(
+    world:World, # for H and N
+)->list: # steps of a task, 0..H+
     "What a path picture shows: four moments of the first episode, one early in the second, the end of each later one"
     H = world.horizon
     return [0, H//3, 2*H//3, H] + [H + H//3] + [H*k for k in range(2, world.episodes + 1)]
 
 @torch.no_grad()
 def place_beliefs(
-    world:World, encoder:dict, decoder:dict, vae:VAE, # a latent dynamics network
+    world:World, # one that has places
+    encoder:dict, decoder:dict, vae:VAE, # parameters and settings of a latent dynamics network
     traj:Traj, # of B tasks
     gens:list, # `S` generators
 )->Tensor: # [S,B,P,C]
@@ -57,20 +61,20 @@ def place_beliefs(
 # %% ../nbs/62_pictures.ipynb #ea7aee75
 def draw_map(
     ax, # matplotlib axes
-    world:World,
+    world:World, # one that has places
     values:Tensor=None, # [C], or None for an empty map
     path:Tensor=None, # [L,2] places visited, drawn as a line
     cross=None, # x, y to be marked
-    title:str='',
+    title:str='', # above the map
     low:float=-.1, high:float=1., # range of the colours
-):
+): # the image, for a colour bar
     "Values on the map, with a path over them"
     x, y = world.places[:, 0].int(), world.places[:, 1].int()
     img = torch.zeros(int(y.max()) + 1, int(x.max()) + 1)
     if values is not None: img[y, x] = values.float()
     drawn = ax.imshow(img.numpy(), origin='lower', cmap='Blues', vmin=low, vmax=high if values is not None else 1)
     if path is not None:
-        shift = torch.linspace(-.16, .16, len(path))[:, None] # earlier and later visits of a place do not hide each other
+        shift = torch.linspace(-.16, .16, len(path))[:, None] # so that a second visit does not hide the first
         px, py = (path + shift).T.tolist()
         ax.plot(px, py, color='tab:orange', lw=1.5); ax.plot(px[-1], py[-1], 'o', color='tab:orange', ms=5)
     ax.plot(0, 0, 'o', color='k', mfc='none', ms=9)
@@ -84,11 +88,11 @@ def draw_map(
 
 # %% ../nbs/62_pictures.ipynb #f559e3d2
 def draw_dreams(
-    world:World,
+    world:World, # one that has places, and whose tasks are goals
     goals:Tensor, # [n,2] tasks of the normal workers
     weights:Tensor, # [M,n] of each imagined task
     maps:Tensor, # [M,C] reward maps of the imagined tasks
-    title:str='',
+    title:str='', # of the whole picture
 )->Figure:
     "Weights above, reward maps below"
     M = len(maps)
@@ -107,11 +111,11 @@ def draw_dreams(
 
 # %% ../nbs/62_pictures.ipynb #d6429672
 def draw_path(
-    world:World,
+    world:World, # one that has places, and whose tasks are goals
     obs:Tensor, # [T+1,O+1] what was seen in one task
-    goal:Tensor, # [2]
+    goal:Tensor, # [2] the task
     beliefs:Tensor=None, # [P,C] expected rewards at `moments`; None where the method has none
-    title:str='',
+    title:str='', # of the whole picture
 )->Figure:
     "Paths within the current episode, over the belief at that moment"
     when, H = moments(world), world.horizon
@@ -121,8 +125,9 @@ def draw_path(
     for i, (ax, t) in enumerate(zip(axes.flat, when)):
         k = max(0, (t - 1)//H)
         path = torch.cat([obs[:1, :2]*0, obs[k*H + 1:t + 1, :2]])
+        values, label = None if beliefs is None else beliefs[i], f'episode {k + 1}, step {t - k*H}'
         ax.set_axis_on()
-        drawn = draw_map(ax, world, None if beliefs is None else beliefs[i], path, goal.tolist(), f'episode {k + 1}, step {t - k*H}')
+        drawn = draw_map(ax, world, values, path, goal.tolist(), label)
     if beliefs is not None: fig.colorbar(drawn, ax=axes, shrink=.8, label='expected reward')
     fig.suptitle(title, fontsize=10)
     return fig

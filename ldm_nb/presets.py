@@ -17,7 +17,7 @@ from .runs import RunError, read_config
 from .jobs import Job, job
 
 # %% ../nbs/90_presets.ipynb #404a8d84
-WORLDS = {f.name: (lambda f=f: gridworld(f)) for f in (GRIDWORLD, EXTRAPOLATION)} # name -> a function that makes the world
+WORLDS = {f.name: (lambda f=f: gridworld(f)) for f in (GRIDWORLD, EXTRAPOLATION)} # name -> function that makes it
 
 @dataclass(frozen=True)
 class Entry:
@@ -52,10 +52,13 @@ def override(
     for k in values: known(k, names, 'setting')
     def change(c):
         mine = {f.name: getattr(c, f.name) for f in fields(c)}
-        return replace(c, **{k: change(v) if is_dataclass(v) else values[k] for k, v in mine.items() if is_dataclass(v) or k in values})
+        return replace(c, **{k: change(v) if is_dataclass(v) else values[k] for k, v in mine.items()
+                             if is_dataclass(v) or k in values})
     return change(cfg)
 
-def settings(cfg)->dict: # name -> value, without the nesting
+def settings(
+    cfg, # a dataclass of settings
+)->dict: # name -> value, without the nesting
     "All settings by name, in the order of their tables"
     out = {}
     for f in fields(cfg):
@@ -85,13 +88,21 @@ def preset(
     return override(cfg, **{k: v for k, v in changes.items() if k in settings(cfg)})
 
 # %% ../nbs/90_presets.ipynb #50a7f075
-CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head'), dropout_mask=('pair', 'shared'), buffer=('ring', 'frozen'),
-               weights=('scalar', 'per-dimension'), mixed=('samples', 'means'), task_end=('terminal', 'bootstrap'))
-RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6), kl_weight=(0, 1e9), beta=(1e-3, 1e3),
-              policy_lr=(0, 10), encoder_lr=(0, 10), vae_lr=(0, 10), max_grad_norm=(1e-9, 1e9), workers=(1, 4096), mixture_workers=(0, 4096), precollect=(0, 10**12),
-              action_embedding=(0, 4096), posteriors=(0, 10**6), transitions=(0, 10**6), vae_updates=(0, 1000), buffer_size=(1, 10**8))
+# setting -> what it may be
+CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head'), dropout_mask=('pair', 'shared'),
+               buffer=('ring', 'frozen'), weights=('scalar', 'per-dimension'), mixed=('samples', 'means'),
+               task_end=('terminal', 'bootstrap'))
+# setting -> least and greatest value; ours: what a machine and a float bear, no advice
+RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6),
+              kl_weight=(0, 1e9), beta=(1e-3, 1e3), policy_lr=(0, 10), encoder_lr=(0, 10), vae_lr=(0, 10),
+              max_grad_norm=(1e-9, 1e9), workers=(1, 4096), mixture_workers=(0, 4096), precollect=(0, 10**12),
+              action_embedding=(0, 4096), posteriors=(0, 10**6), transitions=(0, 10**6), vae_updates=(0, 1000),
+              buffer_size=(1, 10**8))
 
-def check(cfg, world:World):
+def check(
+    cfg, # settings of a method
+    world:World, # whose tasks bound `posteriors` and `transitions`
+): # the same settings
     "`cfg` itself; raises `ValueError` naming the setting, its value and what is allowed"
     for k, v in settings(cfg).items():
         if k in CHOICES and v not in CHOICES[k]: known(v, CHOICES[k], f'choice for {k}')
@@ -99,14 +110,18 @@ def check(cfg, world:World):
         low, high = RANGES.get(k, (1, 65536))
         for x in v if isinstance(v, tuple) else (v,):
             if not (math.isfinite(x) and low <= x <= high): raise ValueError(f'{k} is {v}: allowed is {low} to {high}')
-    s = settings(cfg)
+    s, name = settings(cfg), world.family.name
     for k, most in dict(posteriors=world.steps + 1, transitions=world.steps).items():
-        if s.get(k, 0) > most: raise ValueError(f'{k} is {s[k]}: a task of {world.family.name} has only {most} (0 means all of them)')
-    if s.get('buffer_size', 1 << 40) < s['workers']: raise ValueError(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
+        if s.get(k, 0) > most:
+            raise ValueError(f'{k} is {s[k]}: a task of {name} has only {most} (0 means all of them)')
+    if s.get('buffer_size', 1 << 40) < s['workers']:
+        raise ValueError(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
     return cfg
 
 # %% ../nbs/90_presets.ipynb #d53cac05
-def parse_seeds(text:str)->list:
+def parse_seeds(
+    text:str, # as in the examples
+)->list: # different integers
     """The seeds a person wrote; raises `ValueError` where they make no sense
 
     ```python
@@ -118,11 +133,15 @@ def parse_seeds(text:str)->list:
     if m := re.fullmatch(r'(\d+):(\d+)', text.strip()): seeds = list(range(int(m[1]), int(m[2])))
     elif re.fullmatch(r'\d+(,\d+)*', text.strip()): seeds = [int(x) for x in text.split(',')]
     else: raise ValueError(f'seeds are {text!r}: write 0:8 (eight of them), 3,7 (these two) or 5 (one)')
-    if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f'seeds are {text!r}: ' + ('one stands there twice' if seeds else 'that is an empty range'))
-    if len(seeds) > 1024 or max(seeds) >= 2**31: raise ValueError(f'seeds are {text!r}: at most 1024 of them, each below 2**31')
+    if not seeds: raise ValueError(f'seeds are {text!r}: that is an empty range')
+    if len(set(seeds)) < len(seeds): raise ValueError(f'seeds are {text!r}: one stands there twice')
+    if len(seeds) > 1024 or max(seeds) >= 2**31:
+        raise ValueError(f'seeds are {text!r}: at most 1024 of them, each below 2**31')
     return seeds
 
-def parse_frames(text)->int:
+def parse_frames(
+    text, # as in the example, or a number
+)->int: # rounded up
     """A number of frames, as `1e7` or `192000`; raises `ValueError` unless it is positive and finite
 
     ```python
@@ -137,12 +156,17 @@ def parse_frames(text)->int:
     return math.ceil(x)
 
 # %% ../nbs/90_presets.ipynb #ea39c739
-def iterations(cfg, world:World, frames:int)->int:
+def iterations(
+    cfg, world:World, # settings with `workers`; for the steps of a task
+    frames:int, # a budget, per seed
+)->int:
     "Whole iterations that make at least so many frames"
     return -(-frames//(cfg.workers*world.steps))
 
-def eval_every(cfg, world:World)->int:
-    "Iterations between evaluations"
+def eval_every(
+    cfg, world:World, # settings with `workers`; for the steps of a task
+)->int:
+    "Iterations between evaluations, at least one: those of `INTERVAL` frames"
     return max(1, round(INTERVAL/(cfg.workers*world.steps)))
 
 # %% ../nbs/90_presets.ipynb #8f8eac6d
@@ -151,7 +175,7 @@ def assemble(
     info:dict=None, # its config; None: read from `config.json`
     **changes, # entries of the config to be replaced, such as device='cpu'
 )->Job:
-    "A job at its beginning; raises `RunError` where its config does not fit this version"
+    "A job at its beginning; raises `RunError` where its config is missing, damaged or does not fit this version"
     info = dict(read_config(folder) if info is None else info, **changes)
     try:
         world = WORLDS[known(info['world'], WORLDS, 'world')]()
@@ -163,7 +187,9 @@ def assemble(
         raise RunError(f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
 
 # %% ../nbs/90_presets.ipynb #8690ef77
-def sources(cfg)->dict: # name -> comment beside the field
+def sources(
+    cfg, # a dataclass of settings
+)->dict: # name -> comment beside the field; '' where there is none
     "What stands beside each setting on its page"
     out = {}
     for f in fields(cfg):

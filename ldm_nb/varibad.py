@@ -50,7 +50,7 @@ def agent(
     cfg:VariBAD, state:dict, # settings; of `init` or `update`
     greedy:bool=False, # the most likely action instead of a sample
 )->Agent:
-    "How it acts: on the posterior's mean and variance"
+    "How it acts: on the posterior's mean and log variance"
     return recurrent_agent(state['params']['encoder'], state['params']['heads'], cfg.policy.state_conditioned, greedy)
 
 # %% ../nbs/71_varibad.ipynb #31145e1a
@@ -58,7 +58,7 @@ def stored(
     cfg, # a method's settings with `vae` and `workers`
     iteration:int, # counted from 0
     normal:int, # workers whose tasks are stored
-)->int: # tasks
+)->int: # tasks a seed
     "Tasks in the buffer after the experience of `iteration` has been added"
     return held(cfg.vae.buffer_size, cfg.vae.buffer, iteration + 1, normal, cfg.workers)
 
@@ -116,8 +116,14 @@ def update(
     params, opt, more = joint_step(cfg, world, state['params'], state['opt'], traj, codes, noise['vae'][0])
     return dict(state, params=params, opt=opt), metrics | more
 
-def beliefs(cfg:VariBAD, world:World, state:dict, traj:Traj, gens:dict)->Tensor: # [S,B,P,C]
-    "What it believes about every place at the moments of a picture"
+# %% ../nbs/71_varibad.ipynb #bdb333f1
+def beliefs(
+    cfg:VariBAD, world:World, # settings; where
+    state:dict, # of `init` or `update`
+    traj:Traj, # of B tasks
+    gens:dict, # of `generators`
+)->Tensor: # [S,B,P,C]
+    "Expected reward at every place, at the `moments` of each task"
     p = state['params']
     return place_beliefs(world, p['encoder'], p['decoder'], cfg.vae, traj, gens['eval'])
 

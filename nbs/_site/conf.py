@@ -8,6 +8,7 @@ project, author, release, copyright = c['title'], c['author'], c['version'], c['
 extensions = ['myst_nb', 'sphinx_copybutton']
 nb_execution_mode = 'off'              # outputs are the ones saved in the pages
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'     # tables in Markdown outputs too
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'linkify', 'strikethrough', 'tasklist']
 myst_dmath_double_inline = True        # $$ within a paragraph is display math, as in Jupyter
 myst_heading_anchors = 3
