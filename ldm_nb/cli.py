@@ -19,7 +19,7 @@ from ldm_nb.runs import (RunError, versions, commit, machine, create, read_confi
     record)
 from .evaluate import table, draw_curves
 from .jobs import execute, restore, finished, look, pictures
-from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, preset, settings, sources, check, assemble,
+from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, settings, sources, check, assemble,
     parse_seeds, parse_frames, iterations, eval_every)
 
 # %% ../nbs/93_cli.ipynb #ef527b24
@@ -92,9 +92,13 @@ def parse_train(
     "The arguments of `ldm train`; raises `ValueError` for unknown names, exits with status 2 where tyro finds fault"
     named = next((a for a in argv if a in WORLDS), None)
     if named is None and argv and not argv[0].startswith('-'): known(argv[0], WORLDS, 'world')
-    cfg = preset(named or 'gridworld', option(argv, 'method', 'ldm'), option(argv, 'preset', 'paper'))
-    def both(run:Train, settings:type(cfg) = cfg): return run, settings
-    return tyro.cli(both, prog='ldm train', args=argv, description=Train.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    names = named or 'gridworld', option(argv, 'method', 'ldm'), option(argv, 'preset', 'paper')
+    while True:
+        cfg = preset(*names)
+        def both(run:Train, settings:type(cfg) = cfg): return run, settings
+        config = tyro.conf.OmitArgPrefixes,
+        run, cfg = tyro.cli(both, prog='ldm train', args=argv, description=Train.__doc__, config=config)
+        if names == (names := (run.world, run.method, run.preset)): return run, cfg # else the first look was wrong
 
 # %% ../nbs/93_cli.ipynb #0fdb88af
 def describe(
@@ -228,7 +232,7 @@ def start_list(
 )->int: # exit status
     "`ldm list`; raises `ValueError` for an unknown name"
     cfg = preset(run.world, run.method, run.preset)
-    about = sources(cfg)
+    about = sources(cfg) | {k: source for k, (_, source) in changes(run.world, run.method, run.preset).items()}
     worlds = {k: ', '.join(f'{s} {len(x.tasks)}' for s, x in make().family.splits.items() if s != 'eval')
               for k, make in WORLDS.items()}
     out = ['worlds (tasks in each split)', *(f'  {k:24} {v}' for k, v in worlds.items())]
@@ -266,7 +270,9 @@ def main(
     "The command `ldm`: run it and exit with its status"
     def fail(status, text): sys.stderr.write(f'ldm: {text}\n'); sys.exit(status)
     try: sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
-    except (ValueError, RunError) as e: fail(2, e)
+    except ValueError as e: fail(2, e)
+    except RunError as e: fail(e.status, e)
+    except BrokenPipeError: sys.exit(1) # nobody reads the output any more
     except Diverged as e: fail(1, f'no seed is left: {e}; the last good checkpoint is kept')
     except OSError as e: fail(1, f'{e.filename or "a file"}: {e.strerror or e}; what was saved before is whole')
     except KeyboardInterrupt: fail(130, 'stopped at once; the last checkpoint is kept')

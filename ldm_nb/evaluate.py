@@ -108,9 +108,10 @@ def draw_curves(
     "Train return, test return and test goals missed over frames: every seed thin, the mean over seeds thick"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
     fig = Figure(figsize=(10, 3.1), dpi=100, layout='constrained')
-    axes, colours = fig.subplots(1, 3), ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'tab:brown')
+    axes = fig.subplots(1, 3)
     for ax, (key, label) in zip(axes, names.items()):
-        for colour, (name, rows) in zip(colours, runs.items()):
+        for i, (name, rows) in enumerate(runs.items()):
+            colour = f'C{i % 10}'
             for r in rows: ax.plot([f/1e6 for f in r['frames']], r[key], lw=.7, alpha=.35, color=colour)
             n = min(len(r['frames']) for r in rows)
             mean = [sum(r[key][i] for r in rows)/len(rows) for i in range(n)]

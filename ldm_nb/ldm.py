@@ -166,10 +166,11 @@ def dreams(
     real = collect(plain, world, state, rollout_noise(cfg, world, gens))
     p = state['params']['vae']
     mu, logvar = (x[:, -1:] for x in encode(p['encoder'], real.obs[:, 1:], real.action, real.reward)) # [S,1,B,D]
-    m = mu + (.5*logvar).exp()*draw(gens['vae'], 'normal', *mu.shape[1:])
+    m = mu + (.5*logvar).exp()*draw(gens['vae'], 'normal', *mu.shape[1:])*(cfg.mixture.mixed == 'samples')
     D = cfg.vae.latent if cfg.mixture.weights == 'per-dimension' else 1
     alpha = mixture_weights(draw(gens['imagination'], 'exponential', count, D, cfg.workers), cfg.mixture.beta)
-    maps = place_rewards(world, p['decoder'], cfg.vae, mix(alpha, m), None, gens['eval'])
+    vae = replace(cfg.vae, p_drop=cfg.vae.p_drop*cfg.mixture.imagination_dropout)
+    maps = place_rewards(world, p['decoder'], vae, mix(alpha, m), None, gens['eval'])
     return real.task, alpha.mean(2), maps[:, 0]
 
 METHOD = Method('ldm', LDM, init, draw_noise, collect, update, agent, beliefs, dreams)

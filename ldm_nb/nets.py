@@ -184,7 +184,8 @@ def init_moments(
     "Zero first and second moments and a step count per seed"
     zeros = tree_map(torch.zeros_like, params)
     some = next(iter(flat(params).values()))
-    return dict(m=zeros, v=tree_map(torch.clone, zeros), t=torch.zeros(some.shape[0], dtype=torch.float64, device=some.device))
+    steps = torch.zeros(some.shape[0], dtype=torch.float64, device=some.device)
+    return dict(m=zeros, v=tree_map(torch.clone, zeros), t=steps)
 
 def adam(
     params:dict, grads:dict, state:dict, # trees of [S,...]; `state` from `init_moments`

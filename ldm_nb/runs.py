@@ -142,13 +142,13 @@ def load_checkpoint(
     except Exception as e: raise Damaged(f'{path} is damaged: {e}') from None
     meta = [r['meta'] for r in read]
     t = nest({k: torch.cat([r['tensors'][k] for r in read]) for k in read[0]['tensors']})
-    set_noise_state(gens, t['noise'])
     state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t.get('opt', {})))
     if buffer is not None:
         buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
         state['buffer'] = buffer
     sums = tree_map(lambda x: x.to(device), t.get('sums', {}))
     frozen = {m['seed']: m['frozen'] for m in meta if m['frozen']}
+    set_noise_state(gens, t['noise'])
     return Progress(list(seeds), state, meta[0]['iteration'], frozen, sums, meta[0]['count'])
 
 # %% ../nbs/52_runs.ipynb #240be985
@@ -201,7 +201,7 @@ def curves(
         row = dict(world=cfg['world'], method=cfg['method'], variant=cfg.get('variant'), seed=seed)
         row |= {k: cfg[k] for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
-        row |= dict(tasks=cfg['tasks'], per_task=mine[-1].get('per_task'), frozen=mine[-1].get('frozen'), segments=cfg.get('segments', []))
+        row |= dict(tasks=cfg['tasks'], **{k: mine[-1].get(k) for k in ('per_task', 'frozen')}, segments=cfg.get('segments', []))
         out.append(row | dict(seconds=seconds, device=cfg['device'], threads=cfg['threads']))
     return out
 

@@ -25,7 +25,7 @@ class Method(NamedTuple):
     collect:Callable # cfg, world, state, noise -> Traj
     update:Callable # cfg, world, state, Traj, noise, iteration -> state, metrics (name -> [S])
     agent:Callable # cfg, state, greedy -> Agent
-    beliefs:Callable = None # cfg, world, state, Traj, gens -> [S,T+1,B,C] expected reward at every place; for pictures
+    beliefs:Callable = None # cfg, world, state, Traj, gens -> [S,B,P,C] expected rewards at P moments; for pictures
     dreams:Callable = None # cfg, world, state, gens -> tasks, weights, reward maps of imagined tasks; for pictures
 
 def task_return(

@@ -146,10 +146,10 @@ def test_damaged_config(tmp_path, capsys):
     run = tmp_path/'run'
     assert ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '2000', '--out', run)[0] == 0
     whole = (run/'config.json').read_text()
-    for text, says in ((whole[:100], 'damaged'), (whole.replace('"gamma"', '"gama"'), 'gama')):
+    for text, status, says in ((whole[:100], 1, 'damaged'), (whole.replace('"gamma"', '"gama"'), 2, 'gama')):
         (run/'config.json').write_text(text)
         code, _, err = ldm(capsys, 'evaluate', run)
-        assert code == 2 and says in err
+        assert code == status and says in err
     (run/'config.json').write_text(whole)
     (run/'checkpoint-2'/'seed-1.pt').write_bytes(b'torn')
     code, _, err = ldm(capsys, 'resume', run, '--frames', '4000')
