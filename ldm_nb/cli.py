@@ -8,15 +8,15 @@ __all__ = ['COMMANDS', 'set_device', 'without', 'Train', 'option', 'parse_train'
            'start_list', 'dispatch', 'main']
 
 # %% ../nbs/93_cli.ipynb #aab8a455
-import shlex, sys
+import re, shlex, sys
 from dataclasses import dataclass
 from pathlib import Path
 import torch, tyro
 from . import __version__
 from .tasks import known
 from .trainer import Diverged
-from ldm_nb.runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
-    record)
+from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
+    check_name, record)
 from .evaluate import table, draw_curves
 from .jobs import execute, restore, finished, look, pictures
 from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, settings, sources, check, assemble,
@@ -28,9 +28,9 @@ def set_device(
     threads:int, # CPU threads; 0: torch's own choice
 )->None:
     "Choose device and threads; raises `ValueError` where there is no such device"
-    if device != 'cpu' and not device.startswith('cuda'): raise ValueError(f'device is {device!r}: choose cpu or cuda')
-    if device != 'cpu' and not torch.cuda.is_available():
-        raise ValueError('device is cuda, but torch sees no GPU; use --device cpu')
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device): raise ValueError(f'device is {device!r}: choose cpu or cuda')
+    if device != 'cpu' and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise ValueError(f'device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu')
     if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (torch\'s own choice) or more')
     if threads: torch.set_num_threads(threads)
 
@@ -109,8 +109,7 @@ def describe(
     world, seeds = WORLDS[run.world](), parse_seeds(run.seeds or SEEDS[run.preset])
     frames = parse_frames(run.frames or FRAMES[run.preset])
     if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
-    if run.variant and not run.variant.replace('-', '').replace('.', '').isalnum():
-        raise ValueError(f'variant is {run.variant!r}: use letters, digits, dots and hyphens')
+    if run.variant: check_name(run.variant)
     config = settings(check(cfg, world))
     set_device(run.device, run.threads)
     return dict(world=run.world, method=run.method, preset=run.preset, variant=run.variant or None, seeds=seeds,
@@ -125,8 +124,8 @@ def start_train(
     "`ldm train`; raises `ValueError` for bad options, `RunError` where the run folder exists"
     run, cfg = parse_train(argv)
     info = describe(run, cfg, argv)
-    folder = create(run.out or f'runs/{run.world}-{run.method}', info)
-    job = assemble(folder, info)
+    job = assemble(run.out or f'runs/{run.world}-{run.method}', info)
+    create(job.folder, info)
     return execute(job, eval_every(cfg, job.world))
 
 # %% ../nbs/93_cli.ipynb #39dae23d
@@ -273,6 +272,9 @@ def main(
     except ValueError as e: fail(2, e)
     except RunError as e: fail(e.status, e)
     except BrokenPipeError: sys.exit(1) # nobody reads the output any more
-    except Diverged as e: fail(1, f'no seed is left: {e}; the last good checkpoint is kept')
+    except Diverged as e: fail(1, f'no seed is left: {e}; the newest checkpoint holds the last good values')
     except OSError as e: fail(1, f'{e.filename or "a file"}: {e.strerror or e}; what was saved before is whole')
+    except RuntimeError as e:
+        if 'memory' not in str(e): raise
+        fail(1, 'not enough memory for these sizes: use fewer seeds or workers, or --posteriors and --transitions')
     except KeyboardInterrupt: fail(130, 'stopped at once; the last checkpoint is kept')

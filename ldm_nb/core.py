@@ -20,6 +20,7 @@ STREAMS = ('init', 'task', 'reset', 'action', 'imagination', 'vae', 'eval')
 def generators(
     seeds:list, # the `S` seeds, any integers
     device='cpu', # where the noise is to be born
+    salt:str='', # another text, other generators
 )->dict: # stream name -> list of `S` generators
     """One independent generator for each stream and seed
 
@@ -30,7 +31,7 @@ def generators(
     ```
     """
     def key(stream, seed):
-        return int.from_bytes(blake2b(f'{stream}/{int(seed)}'.encode(), digest_size=7).digest(), 'big')
+        return int.from_bytes(blake2b(f'{stream}/{int(seed)}{salt}'.encode(), digest_size=7).digest(), 'big')
     return {k: [torch.Generator(device).manual_seed(key(k, s)) for s in seeds] for k in STREAMS}
 
 # %% ../nbs/00_core.ipynb #d5cace6e

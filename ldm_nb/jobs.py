@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from tqdm import tqdm
-from .core import generators, append_jsonl
+from .core import flat, generators, append_jsonl
 from .buffer import held
 from .tasks import World
-from .trainer import Method, Progress, train
-from .runs import (RunError, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights,
+from .trainer import Method, Progress, Diverged, train
+from .runs import (RunError, Damaged, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights,
     load_weights, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
 from .pictures import draw_dreams, draw_path
@@ -57,14 +57,20 @@ def restore(
     job:Job, # at its beginning
     warn=None, # called with a line of text about each checkpoint that cannot be read
 )->Job:
-    "The job at its newest readable checkpoint"
-    buffer = job.progress.state.get('buffer')
+    "The job at its newest readable checkpoint; raises `Damaged` where there are some, but none can be read"
+    fresh, failed = job.progress.state, []
+    shapes = {k: v.shape for k, v in flat(fresh).items()}
     for path in reversed(checkpoints(job.folder)):
         try:
-            job.progress = load_checkpoint(path, job.info['seeds'], job.gens, buffer, job.info['device'])
+            p = load_checkpoint(path, job.info['seeds'], job.gens, fresh.get('buffer'), job.info['device'])
+            if {k: v.shape for k, v in flat(p.state).items()} != shapes: raise Damaged(f'{path} is of other settings')
+            job.progress = p
             break
         except RunError as e:
-            if warn: warn(f'{e}; trying the checkpoint before it')
+            failed.append(str(e))
+            if warn: warn(f'{e}')
+    else:
+        if failed: raise Damaged(f'no checkpoint of {job.folder} can be read; nothing was changed')
     trim_metrics(job.folder, job.frames if job.progress.iteration else -1)
     return job
 
@@ -72,7 +78,7 @@ def finished(
     job:Job, # at its beginning, on the CPU
 )->Job:
     "The job with its trained weights; raises `RunError` where it has none"
-    job.progress.state['params'] = load_weights(job.folder)
+    job.progress.state['params'] = load_weights(job.folder, job.info['frames'])
     job.progress.iteration = job.info['frames']//job.chunk
     return job
 
@@ -162,6 +168,10 @@ def execute(
     try:
         train(job.method, job.cfg, job.world, job.gens, job.progress, job.info['frames']//job.chunk, every,
               lambda p: measure(job, sink, clock), save, job.info['checkpoint_every'], sink.tick, lambda: bool(stopped))
+    except Diverged: # the last good values, and a line that says what happened
+        measure(job, sink, clock)
+        save(job.progress)
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
         sink.bar.close()
@@ -184,7 +194,7 @@ def finish(
     job:Job, # trained to its budget
 )->int: # exit status 0
     "Write weights, table and pictures, and show the table"
-    save_weights(job.folder, job.progress.state['params'], job.progress.seeds)
+    save_weights(job.folder, job.progress.state['params'], job.progress.seeds, job.frames)
     text = table(job.world, look(job), job.info['method'])
     write_file(job.folder/'table.md', lambda p: p.write_text(text + '\n', encoding='utf-8'))
     files = pictures(job)

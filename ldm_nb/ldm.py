@@ -28,7 +28,7 @@ from .varibad import stored
 # %% ../nbs/72_ldm.ipynb #b4196296
 @dataclass(frozen=True)
 class LDM:
-    "Latent Dynamics Mixture with A2C; raises `ValueError` where no normal worker is left"
+    "Latent Dynamics Mixture with A2C"
     workers:int = 16 # B = n + M, parallel workers; release: all configs
     train_split:str = 'train' # tasks trained on
     encoder:EncoderSize = EncoderSize() # of Encoder-p and Encoder-v

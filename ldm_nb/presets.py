@@ -86,7 +86,9 @@ def changes(
     entry = METHODS[known(method, METHODS, 'method')]
     out = dict(train_split=('all', 'paper: section 5, oracles train on all tasks')) if entry.oracle else {}
     if world == EXTRAPOLATION.name and entry.method is ldm.METHOD: out['p_drop'] = .5, 'paper: section 5.1.2'
-    return out | {k: v for k, v in CHANGES[name].items() if k in settings(entry.method.config())}
+    mine = settings(entry.method.config())
+    idle = ('transitions',) if mine.get('decoder') == 'multi-head' else () # it decodes all cells at once
+    return out | {k: v for k, v in CHANGES[name].items() if k in mine and k not in idle}
 
 def preset(
     world:str, # one of WORLDS
@@ -118,9 +120,14 @@ def check(
         if k in CHOICES and v not in CHOICES[k]: known(v, CHOICES[k], f'choice for {k}')
         if isinstance(v, (bool, str)): continue
         low, high = RANGES.get(k, (1, 65536))
+        if v == (): raise ValueError(f'{k} is empty: give at least one size')
         for x in v if isinstance(v, tuple) else (v,):
             if not (math.isfinite(x) and low <= x <= high): raise ValueError(f'{k} is {v}: allowed is {low} to {high}')
     s, name = settings(cfg), world.family.name
+    if s.get('decoder') == 'multi-head':
+        if s.get('mixture_workers'): raise ValueError('decoder is multi-head: imaginary rewards need a single-head one')
+        for k in ('p_drop', 'transitions'):
+            if s[k]: raise ValueError(f'{k} is {s[k]}: it has no effect on a multi-head decoder, leave it 0')
     for k, most in dict(posteriors=world.steps + 1, transitions=world.steps).items():
         if s.get(k, 0) > most:
             raise ValueError(f'{k} is {s[k]}: a task of {name} has only {most} (0 means all of them)')

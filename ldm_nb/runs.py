@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'CURVES', 'write_file', 'write_json', 'versions', 'commit', 'machine', 'RunError', 'Damaged', 'create',
-           'read_config', 'packed', 'save_checkpoint', 'checkpoints', 'load_checkpoint', 'save_weights', 'load_weights',
-           'trim_metrics', 'curves', 'record', 'read_records']
+           'read_config', 'packed', 'save_checkpoint', 'checkpoints', 'go_on_with_noise', 'load_checkpoint',
+           'save_weights', 'load_weights', 'lines', 'trim_metrics', 'curves', 'check_name', 'record', 'read_records']
 
 # %% ../nbs/52_runs.ipynb #44580969
 import gzip, io, json, os, platform, re, shutil, subprocess
 from pathlib import Path
 from importlib.metadata import version, PackageNotFoundError
 import torch
-from safetensors.torch import save, load_file
-from .core import flat, nest, take, tree_map, noise_state, set_noise_state, read_jsonl, append_jsonl
+from safetensors import safe_open
+from safetensors.torch import save
+from .core import (flat, nest, take, tree_map, generators, noise_state, set_noise_state, read_jsonl,
+    append_jsonl)
 from .trainer import Progress
 
 # %% ../nbs/52_runs.ipynb #db7a0081
@@ -24,9 +26,11 @@ def write_file(
     "Write aside, flush to disk, rename into place"
     path = Path(path)
     tmp = path.with_name(path.name + '.tmp')
-    write(tmp)
-    with open(tmp, 'rb') as f: os.fsync(f.fileno())
-    os.replace(tmp, path)
+    try:
+        write(tmp)
+        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        os.replace(tmp, path)
+    finally: tmp.unlink(missing_ok=True)
 
 def write_json(
     path, # final name
@@ -49,7 +53,9 @@ def commit()->str: # 40 hex digits, perhaps `+`
     "The commit of the source tree this package runs from, with `+` if it was edited since; None outside of one"
     here = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     def git(*a): return subprocess.run(['git', *a], **here).stdout.strip()
-    try: return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
+    try:
+        git('ls-files', '--error-unmatch', Path(__file__).name) # not a copy that lies in somebody else's tree
+        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
 def machine()->dict: # cpu, cores, gpu
@@ -128,6 +134,17 @@ def checkpoints(
     return sorted(found, key=lambda p: int(p.name.split('-')[1]))
 
 # %% ../nbs/52_runs.ipynb #46f2bc52
+def go_on_with_noise(
+    gens:dict, # of `generators`; changed
+    state:dict, # of `noise_state`
+    seeds:list, # the `S` seeds
+    iteration:int, # of the checkpoint
+)->None:
+    "The very next random numbers; on another kind of device, whose generators differ, fresh ones of the same distribution"
+    some = gens['task'][0]
+    if some.get_state().numel() == state['task'].shape[1]: return set_noise_state(gens, state)
+    gens.update(generators(seeds, some.device, f'@{iteration}'))
+
 def load_checkpoint(
     path, # a `checkpoint-<iteration>` folder
     seeds:list, # the seeds wanted, in order
@@ -135,43 +152,58 @@ def load_checkpoint(
     buffer=None, # [S,size,C] empty buffer to be filled
     device='cpu', # where the tensors go; generators stay where they were made
 )->Progress:
-    "The progress of these seeds; raises `RunError` where a seed's file is missing or unreadable"
+    "The progress of these seeds; raises `Damaged` where a seed's file is missing, unreadable or of another form"
     files = [Path(path)/f'seed-{s}.pt' for s in seeds]
-    try: read = [torch.load(f, map_location='cpu', weights_only=True) for f in files]
-    except FileNotFoundError as e: raise RunError(f'{e.filename} is missing') from None
-    except Exception as e: raise Damaged(f'{path} is damaged: {e}') from None
-    meta = [r['meta'] for r in read]
-    t = nest({k: torch.cat([r['tensors'][k] for r in read]) for k in read[0]['tensors']})
-    state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t.get('opt', {})))
-    if buffer is not None:
-        buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
-        state['buffer'] = buffer
-    sums = tree_map(lambda x: x.to(device), t.get('sums', {}))
-    frozen = {m['seed']: m['frozen'] for m in meta if m['frozen']}
-    set_noise_state(gens, t['noise'])
-    return Progress(list(seeds), state, meta[0]['iteration'], frozen, sums, meta[0]['count'])
+    try:
+        read = [torch.load(f, map_location='cpu', weights_only=True) for f in files]
+        meta = [r['meta'] for r in read]
+        t = nest({k: torch.cat([r['tensors'][k] for r in read]) for k in read[0]['tensors']})
+        state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t.get('opt', {})))
+        if buffer is not None:
+            buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
+            state['buffer'] = buffer
+        sums = tree_map(lambda x: x.to(device), t.get('sums', {}))
+        frozen = {m['seed']: m['frozen'] for m in meta if m['frozen']}
+        go_on_with_noise(gens, t['noise'], seeds, meta[0]['iteration'])
+        return Progress(list(seeds), state, meta[0]['iteration'], frozen, sums, meta[0]['count'])
+    except FileNotFoundError as e: raise Damaged(f'{e.filename} is missing') from None
+    except Exception as e: raise Damaged(f'{path} is damaged: {type(e).__name__}: {e}') from None
 
 # %% ../nbs/52_runs.ipynb #240be985
 def save_weights(
     folder, # of a run
     params:dict, # tree of [S,...]
     seeds:list, # the `S` seeds
+    frames:int, # of each seed
 )->None:
     "All networks of all seeds in `weights.safetensors`"
-    tensors, meta = {k: v.detach().cpu().contiguous() for k, v in flat(params).items()}, dict(seeds=json.dumps(seeds))
+    tensors = {k: v.detach().cpu().contiguous() for k, v in flat(params).items()}
+    meta = dict(about=json.dumps(dict(seeds=seeds, frames=frames)))
     write_file(Path(folder)/'weights.safetensors', lambda p: p.write_bytes(save(tensors, metadata=meta)))
 
 def load_weights(
     folder, # of a run
+    frames:int, # that each seed must have seen
 )->dict: # tree of [S,...]
-    "The networks of a run; raises `RunError` where there are none yet, or the file is damaged"
+    "The networks of a run; raises `RunError` where it has not come to its end, `Damaged` where the file is"
     path = Path(folder)/'weights.safetensors'
-    if not path.exists():
-        raise RunError(f'{folder} has no weights.safetensors yet: let its training finish (ldm resume {folder})')
-    try: return nest(load_file(path))
+    try:
+        with safe_open(path, 'pt') as f:
+            if json.loads(f.metadata()['about'])['frames'] == frames: return nest({k: f.get_tensor(k) for k in f.keys()})
+        raise FileNotFoundError
+    except FileNotFoundError:
+        raise RunError(f'{folder} has not come to its end: let its training finish (ldm resume {folder})') from None
     except Exception as e: raise Damaged(f'{path} is damaged: {e}') from None
 
 # %% ../nbs/52_runs.ipynb #226d8c74
+def lines(
+    path, # a `.jsonl` file of a run
+)->list: # one dict per line
+    "The lines of a file; raises `RunError` where it is missing, `Damaged` where it is"
+    try: return read_jsonl(path)
+    except FileNotFoundError: raise RunError(f'{path} is missing: nothing has been measured yet') from None
+    except ValueError as e: raise Damaged(e) from None
+
 def trim_metrics(
     folder, # of a run
     frames:int, # of one seed, at the checkpoint
@@ -180,7 +212,7 @@ def trim_metrics(
     for name in ('metrics.jsonl', 'timing.jsonl'):
         path = Path(folder)/name
         if not path.exists(): continue
-        kept = [r for r in read_jsonl(path) if r['frames'] <= frames]
+        kept = [r for r in lines(path) if r['frames'] <= frames]
         write_file(path, lambda p: (p.write_text(''), append_jsonl(p, kept)))
 
 # %% ../nbs/52_runs.ipynb #b90e6a17
@@ -192,33 +224,42 @@ def curves(
 )->list: # one dict per seed
     "The records of a run, in the form of `data/runs`; raises `RunError` where a seed has no evaluation yet"
     folder, cfg = Path(folder), read_config(folder)
-    try: lines, times = read_jsonl(folder/'metrics.jsonl'), read_jsonl(folder/'timing.jsonl')
-    except ValueError as e: raise Damaged(e) from None
+    rows, times = lines(folder/'metrics.jsonl'), lines(folder/'timing.jsonl')
     seconds, out = round(sum(t['seconds'] for t in times), 1), []
     for seed in cfg['seeds']:
-        mine = [l for l in lines if l['seed'] == seed]
+        mine = [l for l in rows if l['seed'] == seed]
         if not mine: raise RunError(f'{folder} has no evaluation of seed {seed} yet')
         row = dict(world=cfg['world'], method=cfg['method'], variant=cfg.get('variant'), seed=seed)
         row |= {k: cfg[k] for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
-        row |= dict(tasks=cfg['tasks'], **{k: mine[-1].get(k) for k in ('per_task', 'frozen')}, segments=cfg.get('segments', []))
+        row |= {k: mine[-1].get(k) for k in ('per_task', 'frozen')}
+        row |= dict(tasks=cfg['tasks'], segments=cfg.get('segments', []))
         out.append(row | dict(seconds=seconds, device=cfg['device'], threads=cfg['threads']))
     return out
 
 # %% ../nbs/52_runs.ipynb #e089d57d
+def check_name(name:str)->str: # the same name
+    "A name that may become part of a file's; raises `ValueError` for any other"
+    if re.fullmatch(r'[\w.-]+', name) and '..' not in name: return name
+    raise ValueError(f'variant is {name!r}: use letters, digits, dots and hyphens')
+
 def record(
     folders:list, # run folders of one world and method
     data, # the folder of records, e.g. 'data/runs'
     variant:str=None, # a name for settings other than the preset's
 )->Path: # the file written
-    "Merge the curves of runs into their file; of two of a seed the longer stays; raises `RunError` for a mix of runs"
+    "Merge the curves of finished runs into their file, of two of a seed the longer; raises `RunError` for a mix of runs"
+    if variant: check_name(variant)
     rows = [dict(r, variant=variant or r['variant']) for f in folders for r in curves(f)]
     names = {'-'.join(x for x in (r['world'], r['method'], r['variant']) if x) for r in rows}
     if len(names) != 1: raise RunError(f'one record is of one world, method and variant, these are {sorted(names)}')
     path = Path(data)/f'{names.pop()}.jsonl.gz'
     path.parent.mkdir(parents=True, exist_ok=True)
-    best = {}
-    for r in (read_records(path) if path.exists() else []) + rows:
+    best, old = {}, read_records(path) if path.exists() else []
+    for r in rows:
+        if r['per_task'] is None and not r['frozen']: raise RunError(f"seed {r['seed']} has not come to its end (ldm resume)")
+        if r['config'] != (old or rows)[0]['config']: raise RunError(f'{path} is of other settings; name yours with --variant')
+    for r in old + rows:
         if r['seed'] not in best or r['frames'][-1] >= best[r['seed']]['frames'][-1]: best[r['seed']] = r
     text = ''.join(json.dumps(best[s]) + '\n' for s in sorted(best))
     write_file(path, lambda p: p.write_bytes(gzip.compress(text.encode(), mtime=0)))

@@ -1,10 +1,11 @@
 """The command line from end to end: whole runs, interrupted ones, and everything a person may get wrong."""
-import gzip, json, resource, signal, subprocess, sys, time
+import dataclasses, gzip, json, resource, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import torch
 
+from ldm_nb import presets, rl2
 from ldm_nb.cli import main
 from ldm_nb.presets import METHODS
 
@@ -96,6 +97,10 @@ BAD = {
     'size': (['train', 'gridworld', '--gru-hidden', '0'], 'gru_hidden is 0'),
     'mixture': (['train', 'gridworld', '--mixture-workers', '16'], 'at least one of the 16 workers'),
     'posteriors': (['train', 'gridworld', '--posteriors', '122'], 'has only 121'),
+    'no sizes': (['train', 'gridworld', '--policy-layers'], 'policy_layers is empty'),
+    'decoder': (['train', 'gridworld', '--decoder', 'multi-head'], 'single-head'),
+    'idle setting': (['train', 'gridworld', '--method', 'varibad', '--p-drop', '0.5'], 'no effect'),
+    'cuda': (['train', 'gridworld', '--device', 'cuda:77'], 'GPUs'),
     'device': (['train', 'gridworld', '--device', 'tpu'], 'choose cpu or cuda'),
     'checkpoint': (['train', 'gridworld', '--checkpoint-every', '0'], 'at least 1'),
     'variant': (['train', 'gridworld', '--variant', '../x'], 'use letters'),
@@ -152,8 +157,43 @@ def test_damaged_config(tmp_path, capsys):
         assert code == status and says in err
     (run/'config.json').write_text(whole)
     (run/'checkpoint-2'/'seed-1.pt').write_bytes(b'torn')
+    before = (run/'metrics.jsonl').read_bytes()
     code, _, err = ldm(capsys, 'resume', run, '--frames', '4000')
-    assert code == 0 and 'damaged' in err  # begins again, and says so
+    assert code == 1 and 'no checkpoint' in err and (run/'metrics.jsonl').read_bytes() == before
+    (run/'metrics.jsonl').write_text('{"seed": 1}\nnot json\n{"seed": 1}\n')
+    assert ldm(capsys, 'record', run, '--data', tmp_path)[0] == 1
+
+def test_older_checkpoint_serves(tmp_path, capsys):
+    run = tmp_path/'run'
+    assert ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '8000', '--checkpoint-every', '2', '--out', run)[0] == 0
+    want = (run/'weights.safetensors').read_bytes()
+    assert sorted(p.name for p in run.glob('checkpoint-*')) == ['checkpoint-4', 'checkpoint-5']
+    (run/'checkpoint-5'/'seed-1.pt').write_bytes(b'torn')
+    code, _, err = ldm(capsys, 'resume', run)
+    assert code == 0 and 'damaged' in err and (run/'weights.safetensors').read_bytes() == want
+
+def test_every_seed_diverges(tmp_path, capsys, monkeypatch):
+    "The record names iteration and term, the checkpoint holds the last good values, and the status is 1"
+    def update(cfg, world, state, traj, noise, i):
+        state, metrics = rl2.update(cfg, world, state, traj, noise, i)
+        return state, {k: v*float('nan') if i == 2 and k == 'value' else v for k, v in metrics.items()}
+    monkeypatch.setitem(presets.METHODS, 'rl2', dataclasses.replace(presets.METHODS['rl2'], method=rl2.METHOD._replace(update=update)))
+    run = tmp_path/'run'
+    code, _, err = ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '3,7', '--frames', '8000', '--out', run)
+    assert code == 1 and 'seed 3: value not finite in iteration 2' in err
+    assert [r['frozen'] for r in lines(run/'metrics.jsonl')[-2:]] == [dict(iteration=2, term='value')]*2
+    assert [p.name for p in run.glob('checkpoint-*')] == ['checkpoint-2']
+    assert ldm(capsys, 'resume', run)[0] == 1
+
+def test_records_of_other_settings_stay_apart(tmp_path, capsys):
+    for name, more in dict(a=[], b=['--gamma', '0.9']).items():
+        assert ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '2000', '--out', tmp_path/name, *more)[0] == 0
+    assert ldm(capsys, 'record', tmp_path/'a', '--data', tmp_path/'data')[0] == 0
+    code, _, err = ldm(capsys, 'record', tmp_path/'b', '--data', tmp_path/'data')
+    assert code == 2 and '--variant' in err
+    assert ldm(capsys, 'record', tmp_path/'b', '--data', tmp_path/'data', '--variant', '../x')[0] == 2
+    assert ldm(capsys, 'record', tmp_path/'b', '--data', tmp_path/'data', '--variant', 'gamma0.9')[0] == 0
+    assert sorted(p.name for p in (tmp_path/'data').iterdir()) == ['gridworld-rl2-gamma0.9.jsonl.gz', 'gridworld-rl2.jsonl.gz']
 
 def test_list(capsys):
     code, out, _ = ldm(capsys, 'list', '--preset', 'release')

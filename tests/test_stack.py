@@ -124,12 +124,21 @@ def test_splits_are_disjoint_and_complete(name):
 
 
 def test_mixture_workers_never_reach_the_buffer():
-    cfg = settings_of('ldm', buffer_size=100)
-    p, _ = run('ldm', cfg, [0], 3)
-    filled = (p.state['buffer'][0] != 0).any(-1)
-    assert filled[:42].all() and not filled[42:].any()
-    _, _, reward = WORLD.unpack(p.state['buffer'][:, :42])
-    assert set(reward.unique().tolist()) == {1., torch.tensor(-.1).item()}
+    "Each iteration stores the tasks of the normal workers, and only those, in their order"
+    cfg, gens, seen = settings_of('ldm', buffer_size=100), generators([0]), []
+    def collect(*a):
+        seen.append(ldm.collect(*a))
+        return seen[-1]
+    m = ldm.METHOD._replace(collect=collect)
+    p = train(m, cfg, WORLD, gens, Progress([0], m.init(cfg, WORLD, gens)), 3, 100)
+    for i, traj in enumerate(seen):
+        codes = WORLD.pack(traj.obs[:, 1:], traj.task)
+        assert torch.equal(p.state['buffer'][:, 14*i:14*i + 14], codes[:, :14])
+        stored = set(map(tuple, p.state['buffer'][0, :42].tolist()))
+        assert not stored & set(map(tuple, codes[0, 14:].tolist()))
+        assert torch.equal(WORLD.unpack(codes[:, :14])[2], traj.reward[:, :, :14])
+        assert not torch.equal(traj.reward[:, :, 14:], traj.true_reward[:, :, 14:])
+    assert not p.state['buffer'][0, 42:].any()
 
 
 def test_scripted_tour_meets_three_test_goals():
