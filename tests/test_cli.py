@@ -1,11 +1,11 @@
 """The command line from end to end: whole runs, interrupted ones, and everything a person may get wrong."""
-import dataclasses, gzip, json, resource, signal, subprocess, sys, time
+import dataclasses, gzip, json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import torch
 
-from ldm_nb import presets, rl2
+from ldm_nb import jobs, presets, rl2
 from ldm_nb.cli import main
 from ldm_nb.presets import METHODS
 
@@ -52,16 +52,25 @@ def test_comparison(tmp_path, capsys):
     code, out, _ = ldm(capsys, 'plot', tmp_path/'rl2', tmp_path/'varibad', '--out', tmp_path/'both.png')
     assert code == 0 and (tmp_path/'both.png').stat().st_size > 5000
 
-def test_resume_is_the_same_run(tmp_path, capsys):
-    args = ['train', 'gridworld', '--seeds', '3,7', '--threads', '1', *QUICK]
-    assert ldm(capsys, *args, '--frames', '8000', '--out', tmp_path/'whole')[0] == 0
-    assert ldm(capsys, *args, '--frames', '4000', '--out', tmp_path/'half')[0] == 0
-    assert ldm(capsys, 'resume', tmp_path/'half', '--frames', '8000')[0] == 0
-    a, b = ([{k: v for k, v in r.items() if k != 'metrics'} for r in lines(tmp_path/x/'metrics.jsonl') if r['frames'] in (0, 9600)] for x in ('whole', 'half'))
-    assert a == b and len(a) == 4
-    assert (tmp_path/'whole'/'weights.safetensors').read_bytes() == (tmp_path/'half'/'weights.safetensors').read_bytes()
+@pytest.mark.parametrize('method', ['ldm', 'varibad', 'rl2'])
+def test_resume_is_the_same_run(method, tmp_path, capsys, monkeypatch):
+    "Ctrl-C in the middle, then resume: metrics and weights are byte for byte those of the uninterrupted run"
+    args = ['train', 'gridworld', '--method', method, '--seeds', '3,7', '--threads', '1', '--frames', '12000', *(QUICK if method == 'ldm' else [])]
+    assert ldm(capsys, *args, '--out', tmp_path/'whole')[0] == 0
+    tick = jobs.Sink.tick
+    def interrupting(self, progress, metrics):
+        tick(self, progress, metrics)
+        if progress.iteration == 3: os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as m:
+        m.setattr(jobs.Sink, 'tick', interrupting)
+        assert ldm(capsys, *args, '--out', tmp_path/'half')[0] == 130
+    assert not (tmp_path/'half'/'weights.safetensors').exists()
+    assert ldm(capsys, 'evaluate', tmp_path/'half')[0] == 2  # not at its end yet
+    assert ldm(capsys, 'resume', tmp_path/'half')[0] == 0
+    for name in ('metrics.jsonl', 'weights.safetensors', 'table.md', 'path.png'):
+        assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'half'/name).read_bytes(), name
     code, out, _ = ldm(capsys, 'resume', tmp_path/'half')  # finished already
-    assert code == 0 and '| ldm | test |' in out
+    assert code == 0 and f'| {method} | test |' in out
 
 def test_interrupt_and_resume(tmp_path):
     run = tmp_path/'run'
