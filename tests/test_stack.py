@@ -7,10 +7,11 @@ import torch
 
 from ldm_nb import ldm, rl2
 from ldm_nb.core import flat, generators, take
+from ldm_nb.encoder import advance, heads
 from ldm_nb.evaluate import evaluate, outcome
 from ldm_nb.gridworld import gridworld
 from ldm_nb.mixture import Mixture
-from ldm_nb.policy import Agent
+from ldm_nb.policy import Agent, policy
 from ldm_nb.presets import METHODS, WORLDS, override, preset, settings
 from ldm_nb.runs import load_checkpoint, save_checkpoint
 from ldm_nb.trainer import Diverged, Progress, accept, train
@@ -139,6 +140,33 @@ def test_mixture_workers_never_reach_the_buffer():
         assert torch.equal(WORLD.unpack(codes[:, :14])[2], traj.reward[:, :, :14])
         assert not torch.equal(traj.reward[:, :, 14:], traj.true_reward[:, :, 14:])
     assert not p.state['buffer'][0, 42:].any()
+
+
+def known_decoder(state, weights):
+    "A decoder whose logit is a weighted sum of the first latent and the x of the state arrived at (both not negative)"
+    dec = state['params']['vae']['decoder']
+    for k, v in flat(dec).items(): v.zero_()
+    dec['state']['w'][:, 0, 0] = 1
+    dec['layers']['0']['w'][:, 0, 0], dec['layers']['0']['w'][:, 32, 0] = weights
+    dec['layers']['1']['w'][:, 0, 0] = dec['out']['w'][:, 0, 0] = 1
+
+@pytest.mark.parametrize('weights', [(0., 1.), (1., 0.), (.5, .25)])
+def test_imaginary_rewards_are_the_decoders(weights):
+    "Mixture workers are shown the decoder's answer for the mixed latent at the state they arrive at, and nobody else is"
+    cfg = settings_of('ldm', mixed='means', imagination_dropout=False)
+    gens = generators([0, 1])
+    state = ldm.init(cfg, WORLD, gens)
+    mu = state['params']['vae']['encoder']['mu']
+    mu['w'].zero_(); mu['b'].fill_(.7)  # every posterior has mean 0.7, and so has every mixture: weights sum to one
+    known_decoder(state, weights)
+    traj = ldm.collect(cfg, WORLD, state, ldm.draw_noise(cfg, WORLD, gens, 0))
+    want = WORLD.imagine(weights[0]*.7 + weights[1]*traj.obs[:, 1:, 14:, 0])
+    assert torch.allclose(traj.reward[:, :, 14:], want, atol=1e-5)
+    assert torch.equal(traj.reward[:, :, :14], traj.true_reward[:, :, :14])
+    h = torch.zeros(2, 16, 128)
+    for t in range(3): h = advance(state['params']['encoder'], h, traj.obs[:, t + 1], traj.action[:, t], traj.reward[:, t])
+    context = torch.cat(heads(state['params']['encoder'], h), -1)
+    assert torch.allclose(policy(state['params']['heads'], context)[1], traj.value[:, 3], atol=1e-5)  # Encoder-p saw them
 
 
 def test_scripted_tour_meets_three_test_goals():
