@@ -195,11 +195,13 @@ def finish(
 )->int: # exit status 0
     "Write weights, table and pictures, and show the table"
     save_weights(job.folder, job.progress.state['params'], job.progress.seeds, job.frames)
-    text = table(job.world, look(job), job.info['method'])
+    sound = [i for i, seed in enumerate(job.progress.seeds) if seed not in job.progress.frozen]
+    text = table(job.world, {k: v[sound] for k, v in look(job).items()}, job.info['method'])
     write_file(job.folder/'table.md', lambda p: p.write_text(text + '\n', encoding='utf-8'))
     files = pictures(job)
     for seed, f in job.progress.frozen.items():
-        sys.stderr.write(f"seed {seed} was frozen in iteration {f['iteration']}: {f['term']} was not finite\n")
+        why = f"{f['term']} was not finite; the table is without it"
+        sys.stderr.write(f"seed {seed} was frozen in iteration {f['iteration']}: {why}\n")
     sys.stdout.write(f"\n{text}\n\nrun folder: {job.folder}\npictures:   {', '.join(f.name for f in files)}\n")
     return 0
 

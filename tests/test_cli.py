@@ -194,6 +194,18 @@ def test_every_seed_diverges(tmp_path, capsys, monkeypatch):
     assert [p.name for p in run.glob('checkpoint-*')] == ['checkpoint-2']
     assert ldm(capsys, 'resume', run)[0] == 1
 
+def test_one_seed_diverges(tmp_path, capsys, monkeypatch):
+    "The other goes on and is all the table speaks of; the lines of the frozen one say why and when"
+    def update(cfg, world, state, traj, noise, i):
+        state, metrics = rl2.update(cfg, world, state, traj, noise, i)
+        return state, {k: v*torch.tensor([1., float('nan')]) if i == 1 and k == 'policy' else v for k, v in metrics.items()}
+    monkeypatch.setitem(presets.METHODS, 'rl2', dataclasses.replace(presets.METHODS['rl2'], method=rl2.METHOD._replace(update=update)))
+    run = tmp_path/'run'
+    code, out, err = ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '3,7', '--frames', '5000', '--out', run)
+    assert code == 0 and 'seed 7 was frozen in iteration 1: policy was not finite' in err and '±' not in out
+    last = lines(run/'metrics.jsonl')[-2:]
+    assert [r.get('frozen') for r in last] == [None, dict(iteration=1, term='policy')] and last[1]['metrics']['policy'] is None
+
 def test_records_of_other_settings_stay_apart(tmp_path, capsys):
     for name, more in dict(a=[], b=['--gamma', '0.9']).items():
         assert ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '1', '--frames', '2000', '--out', tmp_path/name, *more)[0] == 0
