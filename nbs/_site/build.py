@@ -170,6 +170,7 @@ def prepare(nbs, dst):
         groups['Reference'] = ['api']
     toc = '\n\n'.join(toctree(k, v) for k, v in groups.items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
+    if (nbs/'images').exists(): shutil.copytree(nbs/'images', dst/'images')
     for doc, (f, nb) in docs.items():
         (dst/doc).parent.mkdir(parents=True, exist_ok=True)
         (dst/f'{doc}.ipynb').write_text(json.dumps(nb))
