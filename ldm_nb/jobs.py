@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from .core import flat, generators, append_jsonl
-from .buffer import held
+from .buffer import stored
 from .tasks import World
 from .trainer import Method, Progress, Diverged, train
 from .runs import (RunError, Damaged, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights,
@@ -185,9 +185,7 @@ def in_buffer(
     job:Job, # of a method with a buffer or without
 )->int: # tasks a seed
     "Tasks that the buffer of a job holds"
-    if 'buffer' not in job.progress.state: return 0
-    vae, workers = job.cfg.vae, job.cfg.workers
-    return held(vae.buffer_size, vae.buffer, job.progress.iteration, getattr(job.cfg, 'normal', workers), workers)
+    return stored(job.cfg, job.progress.iteration) if 'buffer' in job.progress.state else 0
 
 # %% ../nbs/65_jobs.ipynb #268f74ec
 def finish(

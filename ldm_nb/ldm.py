@@ -15,7 +15,7 @@ from .nets import gradients, leaf, norm, init_moments, adam
 from .tasks import World
 from .encoder import EncoderSize, encode
 from .belief import VAE, init_vae, vae_noise, elbo, elbo_weights
-from .buffer import empty, add, batch
+from .buffer import empty, stored, add, batch
 from .policy import PolicySize
 from .onpolicy import A2C, total
 from .mixture import Mixture, mixture_weights, mix, mixture_noise, imagined
@@ -23,7 +23,6 @@ from .rollout import Traj, rollout, join, episode_sums
 from .pictures import place_rewards, place_beliefs
 from .trainer import Method, task_return
 from .rl2 import init as init_policy, agent, rollout_noise, policy_step
-from .varibad import stored
 
 # %% ../nbs/72_ldm.ipynb #b4196296
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def draw_noise(
     iteration:int, # for the number of stored tasks
 )->dict: # of `rollout_noise`; vae: a list of `vae_noise`, one an update; mixture: of `mixture_noise`, where M > 0
     "All noise of an iteration"
-    size, n = min(cfg.vae.vae_batch, stored(cfg, iteration, cfg.normal)), rollout_noise(cfg, world, gens)
+    size, n = min(cfg.vae.vae_batch, stored(cfg, iteration + 1)), rollout_noise(cfg, world, gens)
     n['vae'] = [vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size) for _ in range(cfg.vae.vae_updates)]
     if not cfg.mixture.mixture_workers: return n
     E = cfg.encoder.state_embedding
@@ -138,7 +137,7 @@ def update(
         metrics |= more
     add(state['buffer'], world.pack(traj.obs[:, 1:, :n], traj.task[:, :n]), cfg.vae.buffer, iteration, cfg.workers)
     for one in noise['vae']:
-        codes = batch(state['buffer'], one['pick'], stored(cfg, iteration, n))
+        codes = batch(state['buffer'], one['pick'], stored(cfg, iteration + 1))
         vae, vae_opt, more = vae_step(cfg, world, params['vae'], opt['vae'], codes, one)
         params, opt, metrics = params | dict(vae=vae), opt | dict(vae=vae_opt), metrics | more
     return dict(state, params=params, opt=opt), metrics

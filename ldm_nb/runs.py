@@ -140,7 +140,7 @@ def go_on_with_noise(
     seeds:list, # the `S` seeds
     iteration:int, # of the checkpoint
 )->None:
-    "The very next random numbers; on another kind of device, whose generators differ, fresh ones of the same distribution"
+    "The very next random numbers; on another kind of device, whose generators differ, fresh ones"
     some = gens['task'][0]
     if some.get_state().numel() == state['task'].shape[1]: return set_noise_state(gens, state)
     gens.update(generators(seeds, some.device, f'@{iteration}'))
@@ -189,7 +189,8 @@ def load_weights(
     path = Path(folder)/'weights.safetensors'
     try:
         with safe_open(path, 'pt') as f:
-            if json.loads(f.metadata()['about'])['frames'] == frames: return nest({k: f.get_tensor(k) for k in f.keys()})
+            seen = json.loads(f.metadata()['about'])['frames']
+            if seen == frames: return nest({k: f.get_tensor(k) for k in f.keys()})
         raise FileNotFoundError
     except FileNotFoundError:
         raise RunError(f'{folder} has not come to its end: let its training finish (ldm resume {folder})') from None
@@ -248,7 +249,7 @@ def record(
     data, # the folder of records, e.g. 'data/runs'
     variant:str=None, # a name for settings other than the preset's
 )->Path: # the file written
-    "Merge the curves of finished runs into their file, of two of a seed the longer; raises `RunError` for a mix of runs"
+    "Merge the curves of finished runs into their file, of two of a seed the longer; raises `RunError` for a mix"
     if variant: check_name(variant)
     rows = [dict(r, variant=variant or r['variant']) for f in folders for r in curves(f)]
     names = {'-'.join(x for x in (r['world'], r['method'], r['variant']) if x) for r in rows}
@@ -257,8 +258,10 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)
     best, old = {}, read_records(path) if path.exists() else []
     for r in rows:
-        if r['per_task'] is None and not r['frozen']: raise RunError(f"seed {r['seed']} has not come to its end (ldm resume)")
-        if r['config'] != (old or rows)[0]['config']: raise RunError(f'{path} is of other settings; name yours with --variant')
+        if r['per_task'] is None and not r['frozen']:
+            raise RunError(f"seed {r['seed']} has not come to its end (ldm resume)")
+        if r['config'] != (old or rows)[0]['config']:
+            raise RunError(f'{path} is of other settings; name yours with --variant')
     for r in old + rows:
         if r['seed'] not in best or r['frames'][-1] >= best[r['seed']]['frames'][-1]: best[r['seed']] = r
     text = ''.join(json.dumps(best[s]) + '\n' for s in sorted(best))
