@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'HORIZON', 'EPISODES', 'ON_GOAL', 'OFF_GOAL', 'GRIDWORLD', 'EXTRAPOLATION', 'ACTIONS', 'MOVES', 'PLACES',
-           'rings', 'start', 'step', 'ceiling', 'target', 'imagine', 'cells', 'pack', 'unpack', 'gridworld']
+           'rings', 'start', 'step', 'ceiling', 'target', 'imagine', 'cells', 'distinct', 'pack', 'unpack', 'gridworld']
 
 # %% ../nbs/11_gridworld.ipynb #968bfbbc
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 from .core import each
 from .tasks import Family, World, finite
 
@@ -55,11 +56,10 @@ def step(
     cell:Tensor, # [S,B,2] where the agents are
     goal:Tensor, # [S,B,2]
     action:Tensor, # [S,B] integers in 0..4
-)->tuple: # next cell [S,B,2], reward [S,B], died [S,B] (never)
+)->tuple: # next cell [S,B,2], reward [S,B], None: nobody dies
     "All workers of all seeds at once"
-    cell = (cell + MOVES.to(cell.device)[action]).clamp(0, SIZE - 1)
-    on = (cell == goal).all(-1)
-    return cell, torch.where(on, ON_GOAL, OFF_GOAL), torch.zeros_like(on)
+    cell = (cell + embedding(action, MOVES.to(cell.device))).clamp(0, SIZE - 1)
+    return cell, torch.where((cell == goal).all(-1), ON_GOAL, OFF_GOAL), None
 
 # %% ../nbs/11_gridworld.ipynb #37249188
 def ceiling(
@@ -105,6 +105,16 @@ def cells(
 
 # [49,3] an observation in each cell
 PLACES = torch.tensor([[x, y, 0] for x in range(SIZE) for y in range(SIZE)], dtype=torch.float32)
+
+# %% ../nbs/11_gridworld.ipynb #7c10d2ab
+def distinct(
+    obs:Tensor, # [S,B,T,3] observations after each step of whole tasks
+)->tuple: # the slots' observations [S,B,K,3], the slot of each step [S,B,T]
+    "The different observations a task may hold: K = 49 + N slots"
+    slot, last = cells(obs), slice(HORIZON - 1, None, HORIZON)
+    slot[..., last] = torch.arange(slot[..., last].shape[-1], device=obs.device) + SIZE*SIZE
+    places = PLACES.to(obs.device).expand(*obs.shape[:2], -1, -1)
+    return torch.cat([places, obs[:, :, last]], 2), slot
 
 # %% ../nbs/11_gridworld.ipynb #f00eb6e2
 _POWERS = torch.tensor([1, 5, 25])
@@ -154,4 +164,5 @@ def gridworld(
     return World(family, obs_dim=2, n_actions=5, action_dim=1, horizon=HORIZON, episodes=episodes,
                  start=start, step=step, observe=lambda cell: cell, reached=lambda reward: reward == ON_GOAL,
                  reward_kind='binary', target=target, imagine=imagine, cells=cells, ceiling=ceiling, places=PLACES,
-                 pack=pack, unpack=unpack, code_bytes=HORIZON*episodes//3 + 1)
+                 pack=pack, unpack=unpack, code_bytes=HORIZON*episodes//3 + 1,
+                 distinct=distinct, n_distinct=SIZE*SIZE + episodes)

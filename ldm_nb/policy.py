@@ -11,8 +11,9 @@ from typing import NamedTuple
 from collections.abc import Callable
 import torch
 from torch import Tensor
-from .nets import init_linear, init_mlp, linear, mlp
-from .encoder import heads, advance, memory
+from .core import each
+from .nets import init_linear, init_mlp, linear, mlp, beside, after
+from .encoder import joined, advance, memory
 
 # %% ../nbs/30_policy.ipynb #e3465964
 @dataclass(frozen=True)
@@ -77,8 +78,16 @@ def recurrent_agent(
     greedy:bool=False, # the most likely action instead of a sample
 )->Agent:
     "Encoder-p, actor and critic as an agent"
+    j, p = joined(encoder), heads_p
+    trunks = [beside(p['actor'][k], p['critic'][k], shared=k == '0') for k in p['actor']]
+    first, *rest = *trunks, beside(p['logits'], p['value'], shared=not trunks)
+    O = first['w'].shape[1] - j['heads']['w'].shape[2] # numbers of the observation, which come before the context
+    seen, first = first['w'][:, :O], after(dict(w=first['w'][:, O:], b=first['b']), j['heads'])
     def act(h, obs, u):
-        logits, value = policy(heads_p, torch.cat(heads(encoder, h), -1), obs if state_conditioned else None)
-        return (logits.argmax(-1) if greedy else sample(logits, u)), value
-    def observe(h, obs, action, reward): return advance(encoder, h, obs, action, reward)
+        x = linear(first, h)
+        if state_conditioned: x = x + obs @ seen
+        for layer in rest: x = linear(layer, each(torch.tanh, x))
+        logits = x[..., :-1]
+        return (logits.argmax(-1) if greedy else sample(logits, u)), x[..., -1]
+    def observe(h, obs, action, reward): return advance(j, h, obs, action, reward)
     return Agent(lambda B: memory(encoder, B), act, observe)

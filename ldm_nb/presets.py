@@ -71,7 +71,8 @@ CHANGES = dict( # preset -> setting -> value and where it comes from
     paper={},
     release=dict(weights=('per-dimension', 'release: drawn anew for each latent dimension'),
                  buffer=('frozen', 'release: nothing enters once `buffer_size` tasks have been counted'),
-                 skip_first_update=(True, 'release: no policy update in iteration 0')),
+                 skip_first_update=(True, 'release: no policy update in iteration 0'),
+                 dropout_mask=('pair', 'release: a mask for every posterior and transition')),
     quick=dict(posteriors=(32, 'ours: a subsample, so that decoding costs less than encoding'),
                transitions=(32, 'ours: a subsample, so that decoding costs less than encoding')))
 FRAMES = dict(paper=100_000_000, release=100_000_000, quick=1_920_000) # per seed; paper: Figure 3; quick is ours

@@ -13,7 +13,7 @@ from torch import Tensor
 from .core import draw
 from .nets import gradients, leaf, clip, norm, init_moments, adam, rmsprop
 from .tasks import World
-from .encoder import EncoderSize, init_encoder, encode
+from .encoder import EncoderSize, init_encoder, contexts
 from .policy import PolicySize, Agent, init_policy, policy, recurrent_agent
 from .onpolicy import A2C, gae, a2c_losses, a2c_weights, total
 from .rollout import Traj, rollout
@@ -77,12 +77,11 @@ def replay(
     encoder:dict, heads:dict, # parameters that collect gradients
     traj:Traj, # a rollout
     state_conditioned:bool, # as in `PolicySize`
-)->tuple: # logits [S,T,B,A], value [S,T,B], posterior (mu, logvar) [S,T+1,B,D]
+)->tuple: # logits [S,T,B,A], value [S,T,B]
     "The policy's outputs on a recorded rollout"
-    posterior = encode(encoder, traj.obs[:, 1:], traj.action, traj.reward)
-    context = torch.cat(posterior, -1)
+    context = contexts(encoder, traj.obs[:, 1:], traj.action, traj.reward)
     context = torch.cat([context[:, :1].detach(), context[:, 1:-1]], 1)
-    return *policy(heads, context, traj.obs[:, :-1] if state_conditioned else None), posterior
+    return policy(heads, context, traj.obs[:, :-1] if state_conditioned else None)
 
 def rollout_losses(
     a2c:A2C, # settings
@@ -101,7 +100,7 @@ def policy_step(
 )->tuple: # params, opt, metrics (name -> [S])
     "One A2C step of Encoder-p and the heads"
     p = leaf({k: params[k] for k in ('encoder', 'heads')})
-    logits, value, _ = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
+    logits, value = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
     losses = rollout_losses(cfg.a2c, traj, logits, value)
     g = gradients(total(losses, a2c_weights(cfg.a2c)), p)
     enc, enc_opt = adam(p['encoder'], clip(g['encoder'], cfg.a2c.max_grad_norm), opt['encoder'], cfg.a2c.encoder_lr)

@@ -47,7 +47,7 @@ def rollout(
     h, first = agent.start(task.shape[1]), obs
     for t in range(T):
         action, value = agent.act(h, obs, u[:, t])
-        trial, seen = step(world, trial, action, None if reset is None else reset[:, t+1])
+        trial, seen = step(world, trial, action, None if reset is None else reset[:, t+1], (t + 1) % world.horizon != 0)
         reward = seen.reward if shown is None else shown(t, obs, action, seen.obs, seen.reward)
         h, obs = agent.observe(h, seen.obs, action, reward), seen.obs
         kept.append((obs, action, reward, seen.reward, value, seen.end, seen.done))

@@ -109,7 +109,7 @@ class World:
     horizon:int # H, steps of an episode
     episodes:int # N, episodes of a task
     start:Callable # task [S,B,D], u [S,B,U] uniform noise -> first state [S,B,...]
-    step:Callable # state, task, action -> next state, reward [S,B], died [S,B] bool
+    step:Callable # state, task, action -> next state, reward [S,B], died [S,B] bool (None: nobody dies here)
     observe:Callable # state -> observation [S,B,O]
     reached:Callable # reward [...] -> bool: was the goal reached on this step?
     reward_kind:str # 'binary': the decoder gives a logit; 'real': it gives the reward
@@ -122,6 +122,8 @@ class World:
     unpack:Callable # the inverse
     code_bytes:int # bytes of one packed task
     reset_noise:int = 0 # U, uniform numbers that one start needs
+    distinct:Callable = None # obs [S,B,T,O+1] of whole tasks -> slots [S,B,K,O+1], each step's slot [S,B,T]; or None
+    n_distinct:int = 0 # K, slots of `distinct`
 
     @property
     def steps(self): return self.horizon*self.episodes # H+

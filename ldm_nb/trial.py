@@ -9,6 +9,7 @@ __all__ = ['Trial', 'Seen', 'begin', 'step']
 from typing import NamedTuple
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from .tasks import World
 
 # %% ../nbs/13_trial.ipynb #b1a241cd
@@ -43,10 +44,15 @@ def step(
     trial:Trial, # where every worker stands
     action:Tensor, # [S,B] or [S,B,A]
     u:Tensor=None, # [S,B,U] uniform noise, used where an episode ends
+    inside:bool=False, # True where the caller knows that this is no episode's last step
 )->tuple: # Trial, Seen
     "One step of every worker, with silent resets between the episodes of a task"
     state, reward, died = world.step(trial.state, trial.task, action)
-    end = died | (trial.step + 1 == world.horizon)
+    if inside and died is None:
+        no = torch.zeros_like(reward, dtype=torch.bool)
+        return trial._replace(state=state, step=trial.step + 1), Seen(pad(world.observe(state), (0, 1)), reward, no, no)
+    end = trial.step + 1 == world.horizon
+    if died is not None: end = end | died
     episode = trial.episode + end.long()
     obs = world.observe(state)
     seen = Seen(torch.cat([obs, end[..., None].to(obs.dtype)], -1), reward, end, episode == world.episodes)

@@ -69,7 +69,7 @@ def joint_step(
 )->tuple: # params, opt, metrics (name -> [S])
     "One step on the sum of both losses"
     p = leaf(params)
-    logits, value, _ = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
+    logits, value = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
     rl = rollout_losses(cfg.a2c, traj, logits, value)
     obs, action, reward = world.unpack(codes)
     vae = elbo(p, cfg.vae, world, encode(p['encoder'], obs, action, reward), obs, reward, noise)

@@ -7,7 +7,7 @@ import torch
 
 from ldm_nb import ldm, rl2
 from ldm_nb.core import flat, generators, take
-from ldm_nb.encoder import advance, heads
+from ldm_nb.encoder import advance, joined, heads
 from ldm_nb.evaluate import evaluate, outcome
 from ldm_nb.gridworld import gridworld
 from ldm_nb.mixture import Mixture
@@ -164,7 +164,7 @@ def test_imaginary_rewards_are_the_decoders(weights):
     assert torch.allclose(traj.reward[:, :, 14:], want, atol=1e-5)
     assert torch.equal(traj.reward[:, :, :14], traj.true_reward[:, :, :14])
     h = torch.zeros(2, 16, 128)
-    for t in range(3): h = advance(state['params']['encoder'], h, traj.obs[:, t + 1], traj.action[:, t], traj.reward[:, t])
+    for t in range(3): h = advance(joined(state['params']['encoder']), h, traj.obs[:, t + 1], traj.action[:, t], traj.reward[:, t])
     context = torch.cat(heads(state['params']['encoder'], h), -1)
     assert torch.allclose(policy(state['params']['heads'], context)[1], traj.value[:, 3], atol=1e-5)  # Encoder-p saw them
 
