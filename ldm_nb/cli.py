@@ -15,6 +15,7 @@ import torch, tyro
 from . import __version__
 from .tasks import known
 from .trainer import Diverged
+from .crew import keep_memory, cores
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     check_name, record)
 from .evaluate import table, draw_curves
@@ -25,14 +26,17 @@ from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, 
 # %% ../nbs/93_cli.ipynb #ef527b24
 def set_device(
     device:str, # 'cpu', 'cuda' or 'cuda:1'
-    threads:int, # CPU threads; 0: torch's own choice
-)->None:
-    "Choose device and threads; raises `ValueError` where there is no such device"
+    threads:int, # CPU cores to use; 0: all
+    seeds:int, # S
+)->int: # processes that share the work
+    "Ready this process for a device; raises `ValueError` where there is no such device"
     if not re.fullmatch(r'cpu|cuda(:\d+)?', device): raise ValueError(f'device is {device!r}: choose cpu or cuda')
     if device != 'cpu' and int(device[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(f'device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu')
-    if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (torch\'s own choice) or more')
-    if threads: torch.set_num_threads(threads)
+    if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (all cores) or more')
+    torch.set_num_threads(1) # more would split products too small for it; whole seeds are split instead
+    keep_memory()
+    return cores(threads, seeds) if device == 'cpu' else 1
 
 def without(
     argv:list, # arguments, as in sys.argv
@@ -62,7 +66,7 @@ class Train:
     seeds:str = '' # 0:8 (eight of them), 3,7 (these two) or 5 (one); empty: the preset's
     frames:str = '' # frames a seed, such as 1e7, rounded up to whole iterations; empty: the preset's
     device:str = 'cpu' # cpu or cuda
-    threads:int = 0 # CPU threads; 0: torch's own choice
+    threads:int = 0 # CPU cores to use, one process each, the seeds divided among them; 0: all
     out:str = '' # run folder, which must not exist yet; empty: runs/<world>-<method>
     variant:str = '' # a name for your settings, kept in the records
     checkpoint_every:int = 500 # iterations between checkpoints
@@ -111,10 +115,10 @@ def describe(
     if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
     config = settings(check(cfg, world))
-    set_device(run.device, run.threads)
+    threads = set_device(run.device, run.threads, len(seeds))
     return dict(world=run.world, method=run.method, preset=run.preset, variant=run.variant or None, seeds=seeds,
         frames=iterations(cfg, world, frames)*cfg.workers*world.steps, device=run.device,
-        threads=torch.get_num_threads(), checkpoint_every=run.checkpoint_every, config=config,
+        threads=threads, checkpoint_every=run.checkpoint_every, config=config,
         tasks=world.family.splits['eval'].tasks.tolist(), command=shlex.join(['ldm', 'train', *without(argv, '--out')]),
         commit=commit(), versions=versions(), machine=machine())
 
@@ -135,7 +139,7 @@ class Resume:
     run:tyro.conf.Positional[str] # run folder
     frames:str = '' # a new budget of frames a seed; empty: as it was
     device:str = '' # cpu or cuda; empty: as it was
-    threads:int = 0 # CPU threads; 0: as it was
+    threads:int = 0 # CPU cores to use; 0: as it was
 
 def start_resume(
     run:Resume, # the options
@@ -143,8 +147,8 @@ def start_resume(
     "`ldm resume`; raises `RunError` where the folder holds no run, `ValueError` where the run is already longer"
     info = read_config(run.run)
     device = run.device or info['device']
-    set_device(device, run.threads or info['threads'])
-    job = assemble(run.run, info, device=device)
+    threads = set_device(device, run.threads or info['threads'], len(info['seeds']))
+    job = assemble(run.run, info, device=device, threads=threads)
     if run.frames:
         job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
@@ -153,7 +157,7 @@ def start_resume(
     if job.frames < info['frames']:
         command = 'ldm resume RUN' + (f' --frames {run.frames}' if run.frames else '')
         segment = dict(frames=job.frames, command=command, commit=commit(), versions=versions(), machine=machine(),
-                       device=device, threads=torch.get_num_threads())
+                       device=device, threads=threads)
         write_json(job.folder/'config.json', dict(info, segments=[*info.get('segments', []), segment]))
     return execute(job, eval_every(job.cfg, job.world))
 

@@ -8,6 +8,7 @@ __all__ = ['Job', 'job', 'restore', 'finished', 'Sink', 'look', 'measure', 'exec
 
 # %% ../nbs/65_jobs.ipynb #51c5876f
 import math, signal, sys, time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -16,6 +17,7 @@ from .core import flat, generators, append_jsonl
 from .buffer import stored
 from .tasks import World
 from .trainer import Method, Progress, Diverged, train
+from .crew import Crew
 from .runs import (RunError, Damaged, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights,
     load_weights, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
@@ -26,7 +28,7 @@ from .pictures import draw_dreams, draw_path
 class Job:
     "A run, put together"
     folder:Path # the run folder
-    info:dict # of config.json; used here: seeds, frames, world, method, device, checkpoint_every
+    info:dict # of config.json; used here: seeds, frames, world, method, device, threads, checkpoint_every
     world:World # where it is trained
     method:Method # what is trained
     cfg:object # the method's settings; used here: workers and, where there is a buffer, normal, vae
@@ -37,6 +39,11 @@ class Job:
     def chunk(self)->int:
         "Frames of an iteration, of one seed"
         return self.cfg.workers*self.world.steps
+
+    @property
+    def parts(self)->tuple:
+        "What `train` and `Crew` want to know"
+        return self.method, self.cfg, self.world, self.gens, self.progress
 
     @property
     def frames(self)->int:
@@ -163,15 +170,21 @@ def execute(
         if stopped: raise KeyboardInterrupt
         stopped.append(sig)
         sys.stderr.write('\nstopping after this iteration (Ctrl-C again: at once)\n')
-    def save(p): save_checkpoint(job.folder, p, job.gens, in_buffer(job))
+    total, processes = job.info['frames']//job.chunk, job.info['threads'] if job.info['device'] == 'cpu' else 1
+    some = job.progress.iteration < total and processes > 1
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        train(job.method, job.cfg, job.world, job.gens, job.progress, job.info['frames']//job.chunk, every,
-              lambda p: measure(job, sink, clock), save, job.info['checkpoint_every'], sink.tick, lambda: bool(stopped))
-    except Diverged: # the last good values, and a line that says what happened
-        measure(job, sink, clock)
-        save(job.progress)
-        raise
+        with Crew(*job.parts, min(processes, len(job.progress.seeds))) if some else nullcontext() as crew:
+            def fetch(then): return lambda p: (crew and crew.fetch(), then(p))
+            look_at = fetch(lambda p: measure(job, sink, clock))
+            save = fetch(lambda p: save_checkpoint(job.folder, p, job.gens, in_buffer(job)))
+            try:
+                train(*job.parts, total, every, look_at, save, job.info['checkpoint_every'], sink.tick,
+                      lambda: bool(stopped), crew and crew.step)
+            except Diverged: # the last good values, and a line that says what happened
+                look_at(job.progress)
+                save(job.progress)
+                raise
     finally:
         signal.signal(signal.SIGINT, before)
         sink.bar.close()

@@ -8,6 +8,7 @@ import torch
 from ldm_nb import jobs, presets, rl2
 from ldm_nb.cli import main
 from ldm_nb.presets import METHODS
+from ldm_nb.runs import read_config
 
 LDM = [sys.executable, '-c', 'from ldm_nb.cli import main; main()']
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4']
@@ -54,9 +55,10 @@ def test_comparison(tmp_path, capsys):
 
 @pytest.mark.parametrize('method', ['ldm', 'varibad', 'rl2'])
 def test_resume_is_the_same_run(method, tmp_path, capsys, monkeypatch):
-    "Ctrl-C in the middle, then resume: metrics and weights are byte for byte those of the uninterrupted run"
-    args = ['train', 'gridworld', '--method', method, '--seeds', '3,7', '--threads', '1', '--frames', '12000', *(QUICK if method == 'ldm' else [])]
-    assert ldm(capsys, *args, '--out', tmp_path/'whole')[0] == 0
+    "Ctrl-C in the middle, then resume, by two processes: byte for byte the uninterrupted run of one process"
+    args = ['train', 'gridworld', '--method', method, '--seeds', '3,7', '--frames', '12000', *(QUICK if method == 'ldm' else [])]
+    assert ldm(capsys, *args, '--threads', '1', '--out', tmp_path/'whole')[0] == 0
+    args += ['--threads', '2']
     tick = jobs.Sink.tick
     def interrupting(self, progress, metrics):
         tick(self, progress, metrics)
@@ -69,6 +71,7 @@ def test_resume_is_the_same_run(method, tmp_path, capsys, monkeypatch):
     assert ldm(capsys, 'resume', tmp_path/'half')[0] == 0
     for name in ('metrics.jsonl', 'weights.safetensors', 'table.md', 'path.png'):
         assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'half'/name).read_bytes(), name
+    assert [read_config(tmp_path/x)['threads'] for x in ('whole', 'half')] == [1, 2]
     code, out, _ = ldm(capsys, 'resume', tmp_path/'half')  # finished already
     assert code == 0 and f'| {method} | test |' in out
 
@@ -201,7 +204,7 @@ def test_one_seed_diverges(tmp_path, capsys, monkeypatch):
         return state, {k: v*torch.tensor([1., float('nan')]) if i == 1 and k == 'policy' else v for k, v in metrics.items()}
     monkeypatch.setitem(presets.METHODS, 'rl2', dataclasses.replace(presets.METHODS['rl2'], method=rl2.METHOD._replace(update=update)))
     run = tmp_path/'run'
-    code, out, err = ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '3,7', '--frames', '5000', '--out', run)
+    code, out, err = ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '3,7', '--frames', '5000', '--threads', '1', '--out', run)
     assert code == 0 and 'seed 7 was frozen in iteration 1: policy was not finite' in err and '±' not in out
     last = lines(run/'metrics.jsonl')[-2:]
     assert [r.get('frozen') for r in last] == [None, dict(iteration=1, term='policy')] and last[1]['metrics']['policy'] is None
