@@ -8,11 +8,12 @@ __all__ = ['BLOCK', 'VAE', 'init_decoder', 'decode_naive', 'first_layer', 'decod
 
 # %% ../nbs/20_belief.ipynb #21457c13
 from dataclasses import dataclass
+from functools import partial
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from .core import draw, draw_mask, each, lift, row_sum
+from .core import draw, draw_mask, each, hot, lift, row_sum
 from .nets import init_linear, init_mlp, linear, mlp
 from .tasks import World
 from .encoder import EncoderSize, init_encoder, encode
@@ -134,6 +135,7 @@ def reconstruction_loop(
 # %% ../nbs/20_belief.ipynb #bd6c44a2
 _relu_back = torch.ops.aten.threshold_backward
 
+@partial(hot, dynamic=True)
 def _block(kind, a, b, target, count, layers): # [G,W,B,1,P], [G,W,B,I,1], twice [G,1,B,I,1], pairs w, c of `linear`
     "Error [G] of a block of pairs, and its gradients by a [G,W,B,P], b [G,W,B,I], and each layer's w and c"
     x, grads = [(a + b).relu_().flatten(2)], [] # [G,W,B*I*P]
@@ -209,7 +211,7 @@ def multi_head_reconstruction(
 )->Tensor: # [S,B]
     "Cross entropy of every posterior on every transition, by counting visits"
     out = linear(p['out'], mlp(p['layers'], m)) # [S,B,P,C]
-    visits = F.one_hot(cell, out.shape[-1]).to(out.dtype) # [S,B,I,C]
+    visits = (cell[..., None] == torch.arange(out.shape[-1], device=out.device)).to(out.dtype) # [S,B,I,C]
     hit, miss = (visits*target[..., None]).sum(2), (visits*(1 - target[..., None])).sum(2) # [S,B,C]
     no = each(F.softplus, out) # -log(1 - p); -log p is less by the logit
     return row_sum((no - out)*hit[:, :, None] + no*miss[:, :, None], 2)
@@ -242,7 +244,7 @@ def vae_noise(
     P, I = cfg.posteriors or T + 1, cfg.transitions or T
     inputs = I if I < T else world.n_distinct or T
     def some(n, of): return None if n == of else draw(gens, 'uniform', batch, of).argsort(-1)[..., :n]
-    n = dict(pick=draw(gens, 'uniform', cfg.vae_batch), eps=draw(gens, 'normal', batch, P, cfg.latent),
+    n = dict(pick=draw(gens, 'uniform', batch), eps=draw(gens, 'normal', batch, P, cfg.latent),
              posteriors=some(P, T + 1), mask=None, transitions=None)
     if cfg.decoder == 'multi-head': return n
     n['transitions'] = some(I, T)

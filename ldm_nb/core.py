@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noise_state', 'tree_map', 'flat', 'nest', 'take',
-           'stack', 'lift', 'choose', 'each', 'row_sum', 'read_jsonl', 'append_jsonl']
+           'stack', 'lift', 'choose', 'each', 'row_sum', 'on', 'compiling', 'is_compiling', 'hot', 'read_jsonl',
+           'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
 import json, math
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from hashlib import blake2b
 from pathlib import Path
 import torch
@@ -180,6 +184,48 @@ def row_sum(
 )->Tensor: # the leading axes
     "Sum over all but the first `keep` axes, as one row"
     return x.flatten(keep).sum(-1)
+
+# %% ../nbs/00_core.ipynb #8142ac02
+_copies = {}
+
+def on(
+    device, # of torch
+    x:Tensor, # a constant, never changed
+)->Tensor: # the same there
+    "A constant where it is needed, copied once"
+    if x.device == torch.device(device): return x
+    key = id(x), str(device)
+    if key not in _copies: _copies[key] = x, x.to(device) # `x` is kept, so that its id stays its own
+    return _copies[key][1]
+
+# %% ../nbs/00_core.ipynb #8142ad02
+_compiling = ContextVar('compiling', default=False)
+
+@contextmanager
+def compiling(
+    on:bool=True, # or not
+):
+    "Within it, `hot` functions are compiled"
+    token = _compiling.set(on)
+    try: yield
+    finally: _compiling.reset(token)
+
+def is_compiling()->bool:
+    "Within `compiling()`?"
+    return _compiling.get()
+
+def hot(
+    f, # a pure function of tensors
+    dynamic:bool=False, # do its shapes change from call to call?
+): # a function like `f`
+    "`f`, compiled when it is first called within `compiling()`"
+    fast = []
+    @wraps(f)
+    def run(*args):
+        if not _compiling.get(): return f(*args)
+        if not fast: fast.append(torch.compile(f, dynamic=dynamic))
+        return fast[0](*args)
+    return run
 
 # %% ../nbs/00_core.ipynb #8142adb5
 def read_jsonl(

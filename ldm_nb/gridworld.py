@@ -10,7 +10,7 @@ __all__ = ['SIZE', 'HORIZON', 'EPISODES', 'ON_GOAL', 'OFF_GOAL', 'GRIDWORLD', 'E
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
-from .core import each
+from .core import each, on
 from .tasks import Family, World, finite
 
 # %% ../nbs/11_gridworld.ipynb #bcc1eade
@@ -58,7 +58,7 @@ def step(
     action:Tensor, # [S,B] integers in 0..4
 )->tuple: # next cell [S,B,2], reward [S,B], None: nobody dies
     "All workers of all seeds at once"
-    cell = (cell + embedding(action, MOVES.to(cell.device))).clamp(0, SIZE - 1)
+    cell = (cell + embedding(action, on(cell.device, MOVES))).clamp(0, SIZE - 1)
     return cell, torch.where((cell == goal).all(-1), ON_GOAL, OFF_GOAL), None
 
 # %% ../nbs/11_gridworld.ipynb #37249188
@@ -113,7 +113,7 @@ def distinct(
     "The different observations a task may hold: K = 49 + N slots"
     slot, last = cells(obs), slice(HORIZON - 1, None, HORIZON)
     slot[..., last] = torch.arange(slot[..., last].shape[-1], device=obs.device) + SIZE*SIZE
-    places = PLACES.to(obs.device).expand(*obs.shape[:2], -1, -1)
+    places = on(obs.device, PLACES).expand(*obs.shape[:2], -1, -1)
     return torch.cat([places, obs[:, :, last]], 2), slot
 
 # %% ../nbs/11_gridworld.ipynb #f00eb6e2
@@ -129,7 +129,7 @@ def pack(
     move = cell.diff(dim=3, prepend=torch.zeros_like(cell[..., :1, :])).reshape(S, B, T, 2)
     dx, dy = move[..., 0].long(), move[..., 1].long()
     a = (dy == 1)*1 + (dx == 1)*2 + (dy == -1)*3 + (dx == -1)*4
-    code = (a.reshape(S, B, T//3, 3)*_POWERS.to(a.device)).sum(-1)
+    code = (a.reshape(S, B, T//3, 3)*on(a.device, _POWERS)).sum(-1)
     return torch.cat([code, cells(goal)[..., None]], -1).to(torch.uint8)
 
 # %% ../nbs/11_gridworld.ipynb #2b5eef7c
@@ -138,14 +138,14 @@ def unpack(
 )->tuple: # obs [S,T,B,3], action [S,T,B] (effective moves), reward [S,T,B]
     "The inverse of `pack`"
     S, B, n = code.shape
-    a = (code[..., :-1, None].long()//_POWERS.to(code.device) % 5).reshape(S, B, -1, HORIZON)
-    cell = MOVES.to(code.device)[a].cumsum(3)
+    a = (code[..., :-1, None].long()//on(code.device, _POWERS) % 5).reshape(S, B, -1, HORIZON)
+    cell = on(code.device, MOVES)[a].cumsum(3)
     flag = torch.zeros_like(cell[..., :1])
     flag[..., -1, :] = 1
     goal = code[..., -1].long()
-    on = (cells(cell) == goal[..., None, None]).reshape(S, B, -1)
+    hit = (cells(cell) == goal[..., None, None]).reshape(S, B, -1)
     obs = torch.cat([cell, flag], -1).reshape(S, B, -1, 3)
-    return obs.transpose(1, 2), a.reshape(S, B, -1).transpose(1, 2), torch.where(on, ON_GOAL, OFF_GOAL).transpose(1, 2)
+    return obs.transpose(1, 2), a.reshape(S, B, -1).transpose(1, 2), torch.where(hit, ON_GOAL, OFF_GOAL).transpose(1, 2)
 
 # %% ../nbs/11_gridworld.ipynb #4432eee0
 def gridworld(

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from tqdm import tqdm
-from .core import flat, generators, append_jsonl
+from .core import flat, generators, append_jsonl, compiling
 from .buffer import stored
 from .tasks import World
 from .trainer import Method, Progress, Diverged, train
 from .crew import Crew
+from .compile import Recorded
 from .runs import (RunError, Damaged, write_file, save_checkpoint, load_checkpoint, checkpoints, save_weights,
     load_weights, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
@@ -28,7 +29,7 @@ from .pictures import draw_dreams, draw_path
 class Job:
     "A run, put together"
     folder:Path # the run folder
-    info:dict # of config.json; used here: seeds, frames, world, method, device, threads, checkpoint_every
+    info:dict # of config.json; used here: seeds, frames, world, method, device, threads, compile, checkpoint_every
     world:World # where it is trained
     method:Method # what is trained
     cfg:object # the method's settings; used here: workers and, where there is a buffer, normal, vae
@@ -171,16 +172,18 @@ def execute(
         stopped.append(sig)
         sys.stderr.write('\nstopping after this iteration (Ctrl-C again: at once)\n')
     total, processes = job.info['frames']//job.chunk, job.info['threads'] if job.info['device'] == 'cpu' else 1
-    some = job.progress.iteration < total and processes > 1
+    some, faster = job.progress.iteration < total and processes > 1, job.info.get('compile', False)
+    recorded = Recorded(*job.parts[:-1]) if faster and job.info['device'] != 'cpu' else None
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with Crew(*job.parts, min(processes, len(job.progress.seeds))) if some else nullcontext() as crew:
+        with (compiling(faster and not recorded),
+              Crew(*job.parts, min(processes, len(job.progress.seeds))) if some else nullcontext() as crew):
             def fetch(then): return lambda p: (crew and crew.fetch(), then(p))
             look_at = fetch(lambda p: measure(job, sink, clock))
             save = fetch(lambda p: save_checkpoint(job.folder, p, job.gens, in_buffer(job)))
             try:
                 train(*job.parts, total, every, look_at, save, job.info['checkpoint_every'], sink.tick,
-                      lambda: bool(stopped), crew and crew.step)
+                      lambda: bool(stopped), some and crew.step or recorded and recorded.step)
             except Diverged: # the last good values, and a line that says what happened
                 look_at(job.progress)
                 save(job.progress)

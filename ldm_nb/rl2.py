@@ -121,4 +121,4 @@ def update(
     params, opt, more = policy_step(cfg, state['params'], state['opt'], traj)
     return dict(state, params=params, opt=opt), metrics | more
 
-METHOD = Method('rl2', RL2, init, draw_noise, collect, update, agent)
+METHOD = Method('rl2', RL2, init, draw_noise, collect, update, agent, stages=dict(policy=update))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import difflib
 import torch
 from torch import Tensor
+from .core import on
 
 # %% ../nbs/10_tasks.ipynb #1366e10e
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def finite(
     ```
     """
     K = len(tasks)
-    def sample(u): return tasks.to(u.device)[(u[..., 0]*K).long().clamp(max=K - 1)]
+    def sample(u): return on(u.device, tasks)[(u[..., 0]*K).long().clamp(max=K - 1)]
     def contains(x): return (x.unsqueeze(-2) == tasks.to(x)).all(-1).any(-1)
     return Split(tasks, sample, contains)
 

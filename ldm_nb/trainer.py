@@ -27,6 +27,7 @@ class Method(NamedTuple):
     agent:Callable # cfg, state, greedy -> Agent
     beliefs:Callable = None # cfg, world, state, Traj, gens -> [S,B,P,C] expected rewards at P moments; for pictures
     dreams:Callable = None # cfg, world, state, gens -> tasks, weights, reward maps of imagined tasks; for pictures
+    stages:dict = None # name -> function like `update`, which does one after the other; for the clock
 
 def task_return(
     world:World, traj:Traj, # for N, its number of episodes; the rollout of an iteration
@@ -75,9 +76,10 @@ def alive(progress:Progress)->None:
 # %% ../nbs/51_trainer.ipynb #b1d1582e
 def iterate(
     method:Method, cfg, world:World, gens:dict, progress:Progress, # as in `train`
+    noise=None, # of the method's `draw`; None: drawn here
 )->dict: # the iteration's metrics: name -> [S]
     "Noise, a rollout, an update, and the new state of every sound seed"
-    noise = method.draw(cfg, world, gens, progress.iteration)
+    if noise is None: noise = method.draw(cfg, world, gens, progress.iteration)
     traj = method.collect(cfg, world, progress.state, noise)
     new, metrics = method.update(cfg, world, progress.state, traj, noise, progress.iteration)
     accept(progress, new, metrics)

@@ -12,7 +12,7 @@ from .nets import gradients, leaf, clip, norm, init_moments, adam, rmsprop
 from .tasks import World
 from .encoder import EncoderSize, encode
 from .belief import VAE, init_vae, vae_noise, elbo, elbo_weights
-from .buffer import empty, stored, add, batch
+from .buffer import empty, stored, places, add, batch
 from .policy import PolicySize, init_policy
 from .onpolicy import A2C, a2c_weights, total
 from .rollout import Traj
@@ -54,10 +54,13 @@ def draw_noise(
     cfg:VariBAD, world:World, # settings; where
     gens:dict, # of `generators`
     iteration:int, # for the number of stored tasks
-)->dict: # of `rollout_noise`, and vae: a list of one `vae_noise`
+)->dict: # of `rollout_noise`; vae: a list of one `vae_noise`, empty while frames are only collected; store: of `places`
     "All noise of an iteration"
     size = min(cfg.vae.vae_batch, stored(cfg, iteration + 1))
-    return rollout_noise(cfg, world, gens) | dict(vae=[vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size)])
+    n = rollout_noise(cfg, world, gens)
+    enough = (iteration + 1)*cfg.workers*world.steps >= cfg.precollect
+    vae = [vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size)] if enough else []
+    return n | dict(vae=vae, store=places(cfg, iteration, n['task'].device))
 
 # %% ../nbs/71_varibad.ipynb #a762d576
 def joint_step(
@@ -90,10 +93,9 @@ def update(
 )->tuple: # state, metrics (name -> [S])
     "Store the rollout, then one joint step"
     metrics = {'return': task_return(world, traj, cfg.workers)}
-    add(state['buffer'], world.pack(traj.obs[:, 1:], traj.task), cfg.vae.buffer, iteration, cfg.workers)
-    frames = (iteration + 1)*cfg.workers*world.steps
-    if frames < cfg.precollect or (cfg.a2c.skip_first_update and iteration == 0): return state, metrics
-    codes = batch(state['buffer'], noise['vae'][0]['pick'], stored(cfg, iteration + 1))
+    add(state['buffer'], world.pack(traj.obs[:, 1:], traj.task), noise['store']['at'])
+    if not noise['vae'] or (cfg.a2c.skip_first_update and iteration == 0): return state, metrics
+    codes = batch(state['buffer'], noise['vae'][0]['pick'], noise['store']['held'])
     params, opt, more = joint_step(cfg, world, state['params'], state['opt'], traj, codes, noise['vae'][0])
     return dict(state, params=params, opt=opt), metrics | more
 
