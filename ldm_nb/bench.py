@@ -15,6 +15,7 @@ from .tasks import World
 from .trainer import Method, Progress, iterate
 from .crew import Crew, shares
 from .compile import Recorded
+from .jobs import helpers
 from .evaluate import evaluate
 from .presets import INTERVAL
 
@@ -41,12 +42,19 @@ def timed(
             spent[name] = time.perf_counter() - begun
             return out
         return run
-    stages = {k: clock(k, f) for k, f in (method.stages or dict(update=method.update)).items()}
+    def told(f):
+        def run(*args):
+            state, metrics = f(*args)
+            S = len(next(iter(metrics.values())))
+            return state, {k: torch.full((S,), v) for k, v in (spent | dict(memory=memory())).items()}
+        return run
+    stages = {k: told(clock(k, f)) for k, f in (method.stages or dict(update=method.update)).items()}
     def update(cfg, world, state, traj, noise, iteration):
         for f in stages.values(): state, metrics = f(cfg, world, state, traj, noise, iteration)
-        S = len(next(iter(metrics.values())))
-        return state, {k: torch.full((S,), v) for k, v in (spent | dict(memory=memory())).items()}
-    return method._replace(draw=clock('noise', method.draw), collect=clock('rollout', method.collect), update=update)
+        return state, metrics
+    if duet := method.duet: duet = clock('rollout', duet[0]), clock('dream', duet[1]), duet[2]
+    draw, collect = clock('noise', method.draw), clock('rollout', method.collect)
+    return method._replace(draw=draw, collect=collect, update=update, stages=stages, duet=duet)
 
 # %% ../nbs/91_bench.ipynb #91be000a
 def _products(cfg, world, state, traj, noise, iteration): # a method's update that does nothing else
@@ -111,11 +119,9 @@ def bench(
             return out
         return one
     with compiling(faster and device == 'cpu'):
-        if processes > 1:
-            with Crew(clock, cfg, world, gens, p, processes) as crew:
-                run(counting(crew.step))
-                crew.fetch()
-        else: run(counting(lambda p: iterate(clock, cfg, world, gens, p)))
+        with helpers(clock, cfg, world, gens, p, processes) as crew:
+            run(counting(crew.step if crew else lambda p: iterate(clock, cfg, world, gens, p)))
+            if crew: crew.fetch(p)
     if faster and device != 'cpu': # the shares are those of the stages run one by one, the speed is the graph's
         first, recorded = dict(rows[-1]), Recorded(method, cfg, world, gens, warm=p.iteration)
         rows.clear(); walls.clear()
@@ -128,7 +134,8 @@ def bench(
     looks = (time.perf_counter() - begun)*frames/INTERVAL
     names = [k for k in rows[0] if k != 'memory']
     spent = {k: median([r[k].mean().item() for r in rows[warm:]]) for k in names} | dict(evaluation=looks)
-    peak = sum(rows[-1]['memory'][s.start].item() for s in shares(len(seeds), processes)) + memory()*(processes > 1)
+    parts = shares(len(seeds), min(processes, len(seeds)))
+    peak = sum(rows[-1]['memory'][s.start].item() for s in parts) + memory()*(processes > 1)
     if device != 'cpu': peak = torch.cuda.max_memory_allocated(device)/2**30
     flop, seconds = flop_per_frame(method, cfg, world, gens, p), median(walls[warm:]) + looks
     speed = len(seeds)*frames/seconds
@@ -143,10 +150,10 @@ def report(
     "A record as a few lines of text"
     how = 'compiled' if r['compiled'] else 'eager'
     where = r['device'] if r['device'] != 'cpu' else f"{r['threads']} core{'s'*(r['threads'] > 1)}"
-    frame = 1e6/r['frames_per_s']
+    speed, flop, frame = r['frames_per_s'], r['flop_per_frame'], 1e6/r['frames_per_s']
     lines = [f"{r['world']} {r['method']}: {r['seeds']} seed{'s'*(r['seeds'] > 1)} on {where}, {how}",
-             f"  {r['frames_per_s']:,} frames/s, {r['frames_per_s']/r['matmul_gflops']:.0f} for each GFLOP/s of matrix products",
+             f"  {speed:,} frames/s, {speed/r['matmul_gflops']:.0f} for each GFLOP/s of matrix products",
              *(f'  {k:12} {v:6.1%} {v*frame:8.2f} us a frame' for k, v in r['shares'].items()),
-             f"  {r['flop_per_frame']/1e6:.2f} MFLOP a frame: {r['achieved_gflops']:.0f} of {r['matmul_gflops']:.0f} GFLOP/s",
+             f"  {flop/1e6:.2f} MFLOP a frame: {r['achieved_gflops']:.0f} of {r['matmul_gflops']:.0f} GFLOP/s",
              f"  {r['peak_memory_gib']:.2f} GiB of memory at most"]
     return '\n'.join(lines)

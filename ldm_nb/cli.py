@@ -22,7 +22,7 @@ from .compile import compiler_trouble
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     check_name, record)
 from .evaluate import table, draw_curves
-from .jobs import execute, restore, finished, look, pictures
+from .jobs import most, execute, restore, finished, look, pictures
 from .bench import bench, report
 from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, settings, sources, check, assemble,
     parse_seeds, parse_frames, iterations, eval_every)
@@ -31,7 +31,7 @@ from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, 
 def set_device(
     device:str, # 'cpu', 'cuda' or 'cuda:1'
     threads:int, # CPU cores to use; 0: all
-    seeds:int, # S
+    most:int, # processes that could be kept busy
 )->int: # processes that share the work
     "Ready this process for a device; raises `ValueError` where there is no such device"
     if not re.fullmatch(r'cpu|cuda(:\d+)?', device): raise ValueError(f'device is {device!r}: choose cpu or cuda')
@@ -40,7 +40,7 @@ def set_device(
     if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (all cores) or more')
     torch.set_num_threads(1) # more would split products too small for it; whole seeds are split instead
     keep_memory()
-    return cores(threads, seeds) if device == 'cpu' else 1
+    return cores(threads, most) if device == 'cpu' else 1
 
 def can_compile(
     device:str, # as in `set_device`
@@ -128,7 +128,8 @@ def describe(
     if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
     config = settings(check(cfg, world))
-    threads, faster = set_device(run.device, run.threads, len(seeds)), run.compile and can_compile(run.device)
+    threads = set_device(run.device, run.threads, most(METHODS[run.method].method, cfg, len(seeds)))
+    faster = run.compile and can_compile(run.device)
     return dict(world=run.world, method=run.method, preset=run.preset, variant=run.variant or None, seeds=seeds,
         frames=iterations(cfg, world, frames)*cfg.workers*world.steps, device=run.device,
         threads=threads, compile=faster, checkpoint_every=run.checkpoint_every, config=config,
@@ -160,9 +161,9 @@ def start_resume(
     "`ldm resume`; raises `RunError` where the folder holds no run, `ValueError` where the run is already longer"
     info = read_config(run.run)
     device = run.device or info['device']
-    threads = set_device(device, run.threads or info['threads'], len(info['seeds']))
-    faster = info.get('compile', False) and can_compile(device)
-    job = assemble(run.run, info, device=device, threads=threads, compile=faster)
+    job = assemble(run.run, info, device=device)
+    threads = set_device(device, run.threads or info['threads'], most(job.method, job.cfg, len(info['seeds'])))
+    job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device))
     if run.frames:
         job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
@@ -283,11 +284,14 @@ def start_bench(
     "`ldm bench`; raises `ValueError` for unknown names and numbers that make no sense"
     cfg, seeds = preset(run.world, run.method, run.preset), parse_seeds(run.seeds)
     if not 1 <= run.iterations <= 10_000: raise ValueError(f'iterations is {run.iterations}: allowed is 1 to 10000')
-    processes, faster = set_device(run.device, run.threads, len(seeds)), run.compile and can_compile(run.device)
-    record = dict(world=run.world) | bench(METHODS[run.method].method, cfg, WORLDS[run.world](), seeds, run.device,
-                                           processes, run.iterations, faster=faster)
+    method = METHODS[run.method].method
+    processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
+    faster = run.compile and can_compile(run.device)
+    record = dict(world=run.world) | bench(method, cfg, WORLDS[run.world](), seeds, run.device, processes,
+                                           run.iterations, faster=faster)
+    command = shlex.join(['ldm', 'bench', *without(argv, '--json')])
     record |= dict(method=run.method, preset=run.preset, compiled=faster, versions=versions(), machine=machine(),
-                   commit=commit(), command=shlex.join(['ldm', 'bench', *without(argv, '--json')]), date=str(date.today()))
+                   commit=commit(), command=command, date=str(date.today()))
     if run.json:
         Path(run.json).parent.mkdir(parents=True, exist_ok=True)
         append_jsonl(run.json, [record])

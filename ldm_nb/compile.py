@@ -110,5 +110,5 @@ class Recorded:
         finite = torch.stack([v.isfinite() for v in metrics.values()]).tolist()
         for i, seed in enumerate(progress.seeds):
             bad = [k for k, v in zip(metrics, finite) if not v[i]]
-            if bad and seed not in progress.frozen: progress.frozen[seed] = dict(iteration=progress.iteration, term=bad[0])
+            if bad: progress.frozen.setdefault(seed, dict(iteration=progress.iteration, term=bad[0]))
         return metrics

@@ -126,7 +126,7 @@ STEPS = 10 # ours: steps handed to the compiler at once; it needs longer for mor
 
 @hot
 def _steps_back(grad, h, gates, kept, w, dh): # [S,k,B,H] twice, [S,k,B,3H], [S,k,B,H], [S,3H,H], [S,B,H]
-    "The formulas as they stand, for some steps: gradients by the gates [S,k,B,3H], by c's input [S,k,B,H], by h [S,B,H]"
+    "The formulas for some steps: gradients by the gates [S,k,B,3H], by the input of c [S,k,B,H], by h [S,B,H]"
     d, d_c = [], []
     for t in range(grad.shape[1] - 1, -1, -1):
         (r, z, c), dh = gates[:, t].chunk(3, -1), dh + grad[:, t]

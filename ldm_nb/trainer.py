@@ -27,7 +27,8 @@ class Method(NamedTuple):
     agent:Callable # cfg, state, greedy -> Agent
     beliefs:Callable = None # cfg, world, state, Traj, gens -> [S,B,P,C] expected rewards at P moments; for pictures
     dreams:Callable = None # cfg, world, state, gens -> tasks, weights, reward maps of imagined tasks; for pictures
-    stages:dict = None # name -> function like `update`, which does one after the other; for the clock
+    stages:dict = None # name -> function like `update`, which does one after the other; for clock and duet
+    duet:tuple = None # live, dream (after it), and the name of the networks and of the stage that live does not need
 
 def task_return(
     world:World, traj:Traj, # for N, its number of episodes; the rollout of an iteration
