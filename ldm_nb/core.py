@@ -174,7 +174,7 @@ def each(
     x:Tensor, # [S,...]
 )->Tensor: # [S,...]
     "`f` of every number, by the same routine whatever the number of seeds"
-    n = x[0].numel() if x.dim() > 1 else 0
+    n = x.numel()//len(x) if x.dim() > 1 else 0
     if n % 64 == 0: return f(x)
     return f(pad(x.flatten(1), (0, -n % 64)))[:, :n].reshape(x.shape)
 

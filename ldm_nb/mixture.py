@@ -70,7 +70,8 @@ def imagined(
     mask:Tensor, # [S,T,M,E] bool or None
 ): # t, obs, action, next obs [S,M,O+1], true reward -> r_hat [S,M]
     "The reward that replaces the world's, step by step"
+    latents, keep = m_hat.unbind(1), 1. if mask is None else 1 - vae.p_drop
+    masks = [1.]*len(latents) if mask is None else mask.to(m_hat.dtype).unbind(1)
     def shown(t, obs, action, after, reward):
-        keep, one = (1., 1.) if mask is None else (1 - vae.p_drop, mask[:, t])
-        return world.imagine(decode_naive(decoder, m_hat[:, t], after, one, keep))
+        return world.imagine(decode_naive(decoder, latents[t], after, masks[t], keep))
     return shown

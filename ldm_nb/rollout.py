@@ -42,17 +42,17 @@ def rollout(
     shown=None, # t, obs [S,B,O+1] before, action, obs after, true reward [S,B] -> reward shown [S,B]
 )->Traj:
     "`T` steps of every worker from the beginning of its task"
-    T, kept = u.shape[1], []
+    T, kept, u = u.shape[1], [], u.unbind(1)
     trial, obs = begin(world, task, None if reset is None else reset[:, 0])
     h, first = agent.start(task.shape[1]), obs
     for t in range(T):
-        action, value = agent.act(h, obs, u[:, t])
+        action, value = agent.act(h, obs, u[t])
         trial, seen = step(world, trial, action, None if reset is None else reset[:, t+1], (t + 1) % world.horizon != 0)
         reward = seen.reward if shown is None else shown(t, obs, action, seen.obs, seen.reward)
         h, obs = agent.observe(h, seen.obs, action, reward), seen.obs
         kept.append((obs, action, reward, seen.reward, value, seen.end, seen.done))
     o, a, r, true, v, end, done = (torch.stack(x, 1) for x in zip(*kept))
-    last = agent.act(h, obs, u[:, -1])[1]
+    last = agent.act(h, obs, u[-1])[1]
     return Traj(torch.cat([first[:, None], o], 1), a, r, true, torch.cat([v, last[:, None]], 1), end, done, task)
 
 # %% ../nbs/50_rollout.ipynb #2b426d9d

@@ -9,7 +9,6 @@ __all__ = ['Trial', 'Seen', 'begin', 'step']
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from .tasks import World
 
 # %% ../nbs/13_trial.ipynb #b1a241cd
@@ -49,8 +48,9 @@ def step(
     "One step of every worker, with silent resets between the episodes of a task"
     state, reward, died = world.step(trial.state, trial.task, action)
     if inside and died is None:
-        no = torch.zeros_like(reward, dtype=torch.bool)
-        return trial._replace(state=state, step=trial.step + 1), Seen(pad(world.observe(state), (0, 1)), reward, no, no)
+        no, flag = torch.zeros_like(reward, dtype=torch.bool), torch.zeros_like(reward)[..., None]
+        obs = torch.cat([world.observe(state), flag], -1)
+        return trial._replace(state=state, step=trial.step + 1), Seen(obs, reward, no, no)
     end = trial.step + 1 == world.horizon
     if died is not None: end = end | died
     episode = trial.episode + end.long()
