@@ -45,12 +45,16 @@ def timed(
     def told(f):
         def run(*args):
             state, metrics = f(*args)
-            S = len(next(iter(metrics.values())))
-            return state, {k: torch.full((S,), v) for k, v in (spent | dict(memory=memory())).items()}
+            S, mine = len(next(iter(metrics.values()))), spent | dict(memory=memory())
+            spent.clear() # each time is told once
+            return state, {k: torch.full((S,), v) for k, v in mine.items()}
         return run
     stages = {k: told(clock(k, f)) for k, f in (method.stages or dict(update=method.update)).items()}
     def update(cfg, world, state, traj, noise, iteration):
-        for f in stages.values(): state, metrics = f(cfg, world, state, traj, noise, iteration)
+        metrics = {}
+        for f in stages.values():
+            state, more = f(cfg, world, state, traj, noise, iteration)
+            metrics |= more
         return state, metrics
     if duet := method.duet: duet = clock('rollout', duet[0]), clock('dream', duet[1]), duet[2]
     draw, collect = clock('noise', method.draw), clock('rollout', method.collect)
@@ -106,7 +110,8 @@ def bench(
     "Speed, shares, counted work and memory of training"
     gens, frames = generators(seeds, device), cfg.workers*world.steps
     p, clock, rows, walls = Progress(list(seeds), method.init(cfg, world, gens)), timed(method, device), [], []
-    rate = matmul_rate(device, processes)
+    times = 10 if device == 'cpu' else 1000
+    rate = matmul_rate(device, processes, times)
     def run(step):
         for i in range(warm + iterations):
             begun = time.perf_counter()
@@ -126,8 +131,9 @@ def bench(
         first, recorded = dict(rows[-1]), Recorded(method, cfg, world, gens, warm=p.iteration)
         rows.clear(); walls.clear()
         run(counting(lambda p: (recorded.step(p), wait(device), first)[-1]))
-    rate = median([rate, matmul_rate(device, processes)])
+    rate = median([rate, matmul_rate(device, processes, times)])
     agent = method.agent(cfg, p.state, True)
+    evaluate(world, agent, gens['eval'])
     begun = time.perf_counter()
     evaluate(world, agent, gens['eval'])
     wait(device)

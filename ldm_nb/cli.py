@@ -17,7 +17,7 @@ from . import __version__
 from .core import append_jsonl
 from .tasks import known
 from .trainer import Diverged
-from .crew import keep_memory, cores
+from .crew import Gone, keep_memory, cores
 from .compile import compiler_trouble
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     check_name, record)
@@ -38,6 +38,7 @@ def set_device(
     if device != 'cpu' and int(device[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(f'device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu')
     if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (all cores) or more')
+    if device != 'cpu': torch.cuda.set_device(device if ':' in device else 'cuda:0')
     torch.set_num_threads(1) # more would split products too small for it; whole seeds are split instead
     keep_memory()
     return cores(threads, most) if device == 'cpu' else 1
@@ -80,7 +81,7 @@ class Train:
     device:str = 'cpu' # cpu or cuda
     threads:int = 0 # CPU cores to use, one process each, the seeds divided among them; 0: all
     out:str = '' # run folder, which must not exist yet; empty: runs/<world>-<method>
-    compile:bool = False # compiled updates; on a GPU, iterations recorded as graphs
+    compile:bool = False # on a GPU, iterations recorded as graphs; on a CPU, compiled functions (no gain so far)
     variant:str = '' # a name for your settings, kept in the records
     checkpoint_every:int = 500 # iterations between checkpoints
 
@@ -162,7 +163,8 @@ def start_resume(
     info = read_config(run.run)
     device = run.device or info['device']
     job = assemble(run.run, info, device=device)
-    threads = set_device(device, run.threads or info['threads'], most(job.method, job.cfg, len(info['seeds'])))
+    wanted = run.threads or info['threads']*(device == info['device']) # another device: all cores
+    threads = set_device(device, wanted, most(job.method, job.cfg, len(info['seeds'])))
     job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device))
     if run.frames:
         job.info['frames'] = info['frames'] = iterations(job.cfg, job.world, parse_frames(run.frames))*job.chunk
@@ -273,7 +275,7 @@ class Bench:
     seeds:str = '0:8' # 0:8 (eight of them), 3,7 (these two) or 5 (one)
     device:str = 'cpu' # cpu or cuda
     threads:int = 0 # CPU cores to use; 0: all
-    compile:bool = False # compiled updates; on a GPU, iterations recorded as graphs
+    compile:bool = False # on a GPU, iterations recorded as graphs; on a CPU, compiled functions (no gain so far)
     iterations:int = 20 # iterations that count
     json:str = '' # file to which the record is appended as one line; empty: none
 
@@ -287,15 +289,16 @@ def start_bench(
     method = METHODS[run.method].method
     processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
     faster = run.compile and can_compile(run.device)
+    try:
+        if run.json: Path(run.json).parent.mkdir(parents=True, exist_ok=True); open(run.json, 'a').close()
+    except OSError as e: raise ValueError(f'json is {run.json!r}: cannot write there ({e.strerror})') from None
     record = dict(world=run.world) | bench(method, cfg, WORLDS[run.world](), seeds, run.device, processes,
                                            run.iterations, faster=faster)
     command = shlex.join(['ldm', 'bench', *without(argv, '--json')])
     record |= dict(method=run.method, preset=run.preset, compiled=faster, versions=versions(), machine=machine(),
                    commit=commit(), command=command, date=str(date.today()))
-    if run.json:
-        Path(run.json).parent.mkdir(parents=True, exist_ok=True)
-        append_jsonl(run.json, [record])
     sys.stdout.write(report(record) + '\n')
+    if run.json: append_jsonl(run.json, [record])
     return 0
 
 # %% ../nbs/93_cli.ipynb #4a3ee960
@@ -329,7 +332,8 @@ def main(
     except BrokenPipeError: sys.exit(1) # nobody reads the output any more
     except Diverged as e: fail(1, f'no seed is left: {e}; the newest checkpoint holds the last good values')
     except OSError as e: fail(1, f'{e.filename or "a file"}: {e.strerror or e}; what was saved before is whole')
+    except Gone as e: fail(1, f'{e}; what was saved before is whole: ldm resume goes on from there')
     except RuntimeError as e:
         if 'memory' not in str(e): raise
         fail(1, 'not enough memory for these sizes: use fewer seeds or workers, or --posteriors and --transitions')
-    except KeyboardInterrupt: fail(130, 'stopped at once; the last checkpoint is kept')
+    except KeyboardInterrupt: fail(130, 'stopped at once; what was saved before is kept')

@@ -17,9 +17,10 @@ def compiler_trouble(
     device:str, # 'cpu', or a CUDA device
 )->str: # what is wrong, in one line; '' where nothing is
     "Try the compiler on a function of one line"
-    if device != 'cpu': return '' # graphs are recorded by torch itself
-    torch._inductor.config.compile_threads = 1 # its helpers would take the cores that the seeds are on
-    try: torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+    if device != 'cpu': return '' if torch.cuda.is_available() else 'torch sees no GPU' # graphs need no compiler
+    try:
+        torch._inductor.config.compile_threads = 1 # its helpers would take the cores that the seeds are on
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
     except Exception as e: # of many kinds, from a missing compiler to a folder that cannot be written
         return f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
     return ''

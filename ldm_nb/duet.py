@@ -6,13 +6,14 @@
 __all__ = ['room', 'Duet']
 
 # %% ../nbs/55_duet.ipynb #55de0004
-import signal
+import signal, traceback
+from contextlib import suppress
 import torch
 from .core import choose, noise_state, set_noise_state, tree_map
 from .tasks import World
 from .rollout import Traj, join
 from .trainer import Method, Progress, accept
-from .crew import heard, shared, start
+from .crew import heard, shared, start, tell
 
 # %% ../nbs/55_duet.ipynb #55de0007
 def room(
@@ -47,7 +48,9 @@ def _asleep(line, here, method, cfg, world, gens, progress, real, dreamt): # pro
             mine = {k: new[k][name] for k in now}
             progress.iteration += 1
             line.send({k: v.tolist() for k, v in metrics.items()})
-        except Exception as e: return line.send(f'{type(e).__name__}: {e}')
+        except Exception: # told to the master, unless that one is gone
+            with suppress(OSError): line.send(traceback.format_exc())
+            return
 
 # %% ../nbs/55_duet.ipynb #55de0009
 class Duet:
@@ -62,8 +65,8 @@ class Duet:
         mine = Progress(list(progress.seeds), progress.state, progress.iteration)
         apart = {k: [torch.Generator().set_state(g.get_state()) for g in gs] for k, gs in gens.items()}
         self.ahead(progress.state, progress.iteration)
-        self.real = Traj(*map(shared, self.lived))
-        self.dreamt = room(self.lived, cfg.workers - self.lived.task.shape[1])
+        self.real, M = Traj(*map(shared, self.lived)), cfg.workers - self.lived.task.shape[1]
+        self.dreamt = room(self.lived, M)
         self.line, self.other = start(_asleep, method, cfg, world, apart, mine, self.real, self.dreamt)
 
     def ahead(self, state:dict, iteration:int)->None:
@@ -77,7 +80,7 @@ class Duet:
         if self.after: set_noise_state({k: self.gens[k] for k in self.after}, self.after)
         for s, x in zip(self.real, self.lived): s.copy_(x)
         tree_map(lambda s, x: s.copy_(x), self.acting, {k: progress.state['params'][k] for k in self.acting})
-        self.line.send(('dream', [s in progress.frozen for s in progress.seeds]))
+        tell(self.line, ('dream', [s in progress.frozen for s in progress.seeds]))
         heard(self.line)
         traj = join(self.lived, self.dreamt)
         new, metrics = self.act(self.cfg, self.world, progress.state, traj, self.noise, progress.iteration)
@@ -88,7 +91,7 @@ class Duet:
 
     def fetch(self, progress:Progress)->None:
         "Bring the stack and its generators up to date, as they must be before an evaluation or a checkpoint"
-        self.line.send(('save', [s in progress.frozen for s in progress.seeds]))
+        tell(self.line, ('save', [s in progress.frozen for s in progress.seeds]))
         heard(self.line)
         progress.state = progress.state | {k: progress.state[k] | {self.name: v} for k, v in self.home.items()}
         gens = {k: g for k, g in self.gens.items() if k != 'eval'}
@@ -96,7 +99,7 @@ class Duet:
         set_noise_state(gens, {k: self.before[k] for k in gens})
 
     def __enter__(self): return self
-
     def __exit__(self, kind, *error):
+        if kind: self.other.terminate()
         self.line.close()
-        (self.other.terminate if kind else self.other.join)()
+        self.other.join()

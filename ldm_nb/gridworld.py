@@ -141,7 +141,7 @@ def unpack(
     a = (code[..., :-1, None].long()//on(code.device, _POWERS) % 5).reshape(S, B, -1, HORIZON)
     cell = on(code.device, MOVES)[a].cumsum(3)
     flag = torch.zeros_like(cell[..., :1])
-    flag[..., -1, :] = 1
+    flag[..., -1, :].fill_(1)
     goal = code[..., -1].long()
     hit = (cells(cell) == goal[..., None, None]).reshape(S, B, -1)
     obs = torch.cat([cell, flag], -1).reshape(S, B, -1, 3)

@@ -1,5 +1,5 @@
 """The command line from end to end: whole runs, interrupted ones, and everything a person may get wrong."""
-import dataclasses, gzip, json, os, resource, signal, subprocess, sys, time
+import dataclasses, gzip, json, multiprocessing, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,33 @@ def test_resume_is_the_same_run(method, seeds, tmp_path, capsys, monkeypatch):
     assert [read_config(tmp_path/x)['threads'] for x in ('whole', 'half')] == [1, 2]
     code, out, _ = ldm(capsys, 'resume', tmp_path/'half')  # finished already
     assert code == 0 and f'| {method} | test |' in out
+
+@pytest.mark.parametrize('seeds', ['3,7', '7'])
+def test_a_killed_helper_is_named(seeds, tmp_path, capsys, monkeypatch):
+    "A process of the run is killed from outside: a short message and status 1, no traceback, and resume goes on"
+    tick = jobs.Sink.tick
+    def killing(self, progress, metrics):
+        tick(self, progress, metrics)
+        if progress.iteration == 3: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    args = ['train', 'gridworld', '--seeds', seeds, '--frames', '12000', '--checkpoint-every', '2', '--threads', '2', *QUICK]
+    with monkeypatch.context() as m:
+        m.setattr(jobs.Sink, 'tick', killing)
+        code, _, err = ldm(capsys, *args, '--out', tmp_path/'run')
+    assert code == 1 and 'a process of this run has died' in err and 'Traceback' not in err
+    assert not multiprocessing.active_children()
+    assert ldm(capsys, 'resume', tmp_path/'run')[0] == 0
+
+def test_bench(tmp_path, capsys):
+    "One line of JSON with all that is promised, and the same as text; nowhere to write is found out first"
+    file = tmp_path/'new'/'bench.jsonl'
+    code, out, _ = ldm(capsys, 'bench', '--method', 'rl2', '--seeds', '0:2', '--threads', '2', '--iterations', '1', '--json', file)
+    r, = lines(file)
+    assert code == 0 and f"{r['frames_per_s']:,} frames/s" in out and r['threads'] == 2 and r['compiled'] is False
+    assert {'world', 'method', 'seeds', 'device', 'matmul_gflops', 'flop_per_frame', 'shares', 'peak_memory_gib', 'versions',
+            'machine', 'commit', 'command', 'date'} <= r.keys()
+    assert '--json' not in r['command'] and set(r['shares']) == {'noise', 'rollout', 'policy', 'evaluation'}
+    code, out, err = ldm(capsys, 'bench', '--json', tmp_path)
+    assert code == 2 and 'cannot write there' in err and not out
 
 def test_interrupt_and_resume(tmp_path):
     run = tmp_path/'run'

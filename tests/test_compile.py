@@ -60,16 +60,17 @@ def test_a_recorded_iteration_is_the_iteration(name, more):
     for k in p.sums: assert torch.equal(p.sums[k], q.sums[k]), k
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
-@pytest.mark.parametrize('name', ['ldm', 'varibad', 'rl2'])
-def test_a_graph_replays_the_iteration(name):
-    "On a GPU the same iterations, as they are and from a graph, end with the same weights to rounding"
-    method, cfg = METHODS[name].method, settings_of(name)
+@pytest.mark.parametrize('name,more', [('ldm', {}), ('ldm', dict(buffer='frozen')), ('varibad', {}), ('rl2', {})])
+def test_a_graph_replays_the_iteration(name, more):
+    "On a GPU the same iterations, as they are and from a graph, end with the same weights and metrics to rounding"
+    method, cfg = METHODS[name].method, settings_of(name, **more)
     (a, p), (b, q) = (stack_of(cfg, method, device='cuda') for _ in range(2))
-    recorded = Recorded(method, cfg, WORLD, b, warm=12)
-    for i in range(13):
-        iterate(method, cfg, WORLD, a, p); recorded.step(q)
+    recorded = Recorded(method, cfg, WORLD, b, warm=3)
+    for i in range(8):
+        one, two = iterate(method, cfg, WORLD, a, p), recorded.step(q)
+        for k in one: assert torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4), (i, k)
         p.iteration += 1; q.iteration += 1
-    for k, x in flat(p.state).items(): assert torch.allclose(x.double(), flat(q.state)[k].double(), atol=1e-5), k
+    for k, x in flat(p.state).items(): assert torch.allclose(x.double(), flat(q.state)[k].double(), atol=1e-4), k
 
 def test_no_compiler_is_one_line(monkeypatch, capsys):
     "Where no compiler works, a run says so and goes on without"
