@@ -190,11 +190,7 @@ class _Pairs(torch.autograd.Function):
         return None, ga, gb, None, None, *grads
 
 def reconstruction(
-    p:dict, kind:str, # a single-head decoder, the world's kind of reward
-    m:Tensor, # [S,B,P,D]
-    obs:Tensor, # [S,B,I,O+1]
-    target:Tensor, count:Tensor, # [S,B,I] of `tally`
-    mask:Tensor, keep:float, # as in `decode_pairs`
+    p:dict, kind:str, m:Tensor, obs:Tensor, target:Tensor, count:Tensor, mask:Tensor, keep:float, # of the loop
 )->Tensor: # [S] summed over trajectories, posteriors and inputs
     "Error of every posterior on every input: `reconstruction_loop`, but fast where a mask is shared"
     if mask is not None and mask.shape[2] > 1: return reconstruction_loop(p, kind, m, obs, target, count, mask, keep)

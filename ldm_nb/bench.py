@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .core import generators, compiling
 from .tasks import World
-from .trainer import Method, Progress, iterate
+from .trainer import Method, Progress, in_turn, iterate
 from .crew import Crew, shares
 from .compile import Recorded
 from .jobs import helpers
@@ -50,15 +50,9 @@ def timed(
             return state, {k: torch.full((S,), v) for k, v in mine.items()}
         return run
     stages = {k: told(clock(k, f)) for k, f in (method.stages or dict(update=method.update)).items()}
-    def update(cfg, world, state, traj, noise, iteration):
-        metrics = {}
-        for f in stages.values():
-            state, more = f(cfg, world, state, traj, noise, iteration)
-            metrics |= more
-        return state, metrics
     if duet := method.duet: duet = clock('rollout', duet[0]), clock('dream', duet[1]), duet[2]
     draw, collect = clock('noise', method.draw), clock('rollout', method.collect)
-    return method._replace(draw=draw, collect=collect, update=update, stages=stages, duet=duet)
+    return method._replace(draw=draw, collect=collect, update=in_turn(stages), stages=stages, duet=duet)
 
 # %% ../nbs/91_bench.ipynb #91be000a
 def _products(cfg, world, state, traj, noise, iteration): # a method's update that does nothing else
@@ -110,8 +104,8 @@ def bench(
     "Speed, shares, counted work and memory of training"
     gens, frames = generators(seeds, device), cfg.workers*world.steps
     p, clock, rows, walls = Progress(list(seeds), method.init(cfg, world, gens)), timed(method, device), [], []
-    times = 10 if device == 'cpu' else 1000
-    rate = matmul_rate(device, processes, times)
+    def rates(): return matmul_rate(device, processes, 10 if device == 'cpu' else 1000)
+    before = rates()
     def run(step):
         for i in range(warm + iterations):
             begun = time.perf_counter()
@@ -131,7 +125,7 @@ def bench(
         first, recorded = dict(rows[-1]), Recorded(method, cfg, world, gens, warm=p.iteration)
         rows.clear(); walls.clear()
         run(counting(lambda p: (recorded.step(p), wait(device), first)[-1]))
-    rate = median([rate, matmul_rate(device, processes, times)])
+    rate = (before + rates())/2
     agent = method.agent(cfg, p.state, True)
     evaluate(world, agent, gens['eval'])
     begun = time.perf_counter()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from .core import tree_map, flat, lift
 from .tasks import World
-from .trainer import Method, Progress, iterate
+from .trainer import Method, Progress, iterate, mark
 
 # %% ../nbs/54_compile.ipynb #54ca0007
 def compiler_trouble(
@@ -108,8 +108,5 @@ class Recorded:
         if self.shapes != shapes: self.begin(progress, noise)
         for old, new in zip(leaves(self.noise), leaves(noise)): old.copy_(new)
         metrics = {k: v.clone() for k, v in self.replay().items()}
-        finite = torch.stack([v.isfinite() for v in metrics.values()]).tolist()
-        for i, seed in enumerate(progress.seeds):
-            bad = [k for k, v in zip(metrics, finite) if not v[i]]
-            if bad: progress.frozen.setdefault(seed, dict(iteration=progress.iteration, term=bad[0]))
+        mark(progress, metrics)
         return metrics

@@ -222,7 +222,7 @@ def hot(
     fast = []
     @wraps(f)
     def run(*args):
-        if not _compiling.get(): return f(*args)
+        if not is_compiling(): return f(*args)
         if not fast: fast.append(torch.compile(f, dynamic=dynamic))
         return fast[0](*args)
     return run
