@@ -152,6 +152,7 @@ def measure(
             for i, (seed, row) in enumerate(zip(p.seeds, summary(job.world, out)))]
     for row, returns in zip(rows, out['returns'].tolist()):
         if row['seed'] in p.frozen: row['frozen'] = p.frozen[row['seed']]
+        row['by_task'] = [round(task[-1], 2) for task in returns]
         if frames >= job.info['frames']: row['per_task'] = [[round(x, 3) for x in task] for task in returns]
     append_jsonl(job.folder/'metrics.jsonl', rows)
     now = time.monotonic()

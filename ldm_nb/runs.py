@@ -218,7 +218,7 @@ def trim_metrics(
 
 # %% ../nbs/52_runs.ipynb #b90e6a17
 CURVES = ('frames', 'train', 'test', 'test1', 'test2', 'first_train', 'first_test',
-          'test_goals_missed', 'test_goals_never')
+          'test_goals_missed', 'test_goals_never', 'by_task')
 
 def curves(
     folder, # of a run
