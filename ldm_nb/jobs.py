@@ -190,7 +190,8 @@ def helpers(
 def execute(
     job:Job, # at its beginning, or restored
     every:int, # iterations between evaluations
-)->int: # exit status: 0 done, 130 stopped by the user
+    stop=None, # called before each iteration; True stops the run as Ctrl-C does
+)->int: # exit status: 0 done, 130 stopped
     "Train a job to its budget, then `finish` it; raises `Diverged` when its last seed has been frozen"
     stopped, clock, sink = [], dict(at=time.monotonic(), frames=job.frames), Sink(job)
     def interrupt(sig, frame):
@@ -208,7 +209,7 @@ def execute(
             save = fetch(lambda p: save_checkpoint(job.folder, p, job.gens, in_buffer(job)))
             try:
                 train(*job.parts, total, every, look_at, save, job.info['checkpoint_every'], sink.tick,
-                      lambda: bool(stopped), crew and crew.step or recorded and recorded.step)
+                      lambda: bool(stopped) or bool(stop and stop()), crew and crew.step or recorded and recorded.step)
             except Diverged: # the last good values, and a line that says what happened
                 look_at(job.progress)
                 save(job.progress)
