@@ -7,6 +7,7 @@ __all__ = ['Curves', 'read_curves', 'smooth', 'tail', 'improvement', 'improvemen
            'compared']
 
 # %% ../nbs/63_compare.ipynb #63c00004
+import math
 from pathlib import Path
 from typing import NamedTuple
 import torch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'read_table', 'budget', 'lacking', 'started',
-           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview']
+           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
 import csv, json, time
@@ -16,6 +16,7 @@ from .core import flat, generators, nest, tree_map
 from .tasks import known
 from .trainer import Progress, iterate
 from .runs import RunError, check_name, checkpoints, load_weights, read_config, read_records, write_file
+from .compare import read_curves
 from .jobs import helpers, most
 from .presets import WORLDS, METHODS, PRESETS, preset, override, settings, check, iterations, parse_frames, parse_seeds
 
@@ -233,3 +234,22 @@ def overview(
         which = f'{e.seeds[0]}:{e.seeds[-1] + 1}'
         lines.append(f'| {figures} | {e.name} | {which} | {e.frames:.0e} | {state} | {cost} |')
     return '\n'.join([*lines, '', f'{hours:.1f} hours are missing, at the speed of this machine now.'])
+
+# %% ../nbs/92_reproduce.ipynb #92a0001d
+def recorded(
+    rows:list, # of `chosen`
+    data, # folder of records
+    label=lambda e: e.method, # Experiment -> name on the page
+)->tuple: # label -> Curves, list of the rows that are missing
+    "The curves of a figure, each cut at the row's frames"
+    found = [(e, read_curves(Path(data)/f'{e.name}.jsonl.gz', e.seeds, budget(e))) for e in rows]
+    return {label(e): c for e, c in found if c}, [e for e, c in found if not c]
+
+def absent(
+    rows:list, # Experiments that are not recorded
+)->str: # Markdown
+    "A sentence that says what a page lacks, and the command that makes it"
+    if not rows: return 'All runs of this page are recorded.'
+    names = ', '.join(f'`{e.name}` (seeds {e.seeds[0]} to {e.seeds[-1]}, {e.frames:.0e} frames)' for e in rows)
+    figures = ' '.join(f'`ldm reproduce {f}`' for f in dict.fromkeys(e.figure for e in rows))
+    return f'Not recorded yet: {names}. To make them: {figures}.'
