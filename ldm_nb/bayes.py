@@ -23,7 +23,7 @@ MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) # right first: see `returni
 @dataclass(frozen=True)
 class Hunt:
     "Goals of which one is real, each as likely as the others; a cell (x, y) is the number size*x + y"
-    size:int; horizon:int; episodes:int
+    size:int; horizon:int; episodes:int # side of the grid, H, N
     goals:np.ndarray # [K] cells
     distance:np.ndarray # [K] steps from the start, which is cell 0
     points:np.ndarray # [T,C] for meeting a goal first at that step; 0 where there is none
