@@ -155,6 +155,7 @@ def reproduce(
     say=lambda text: None, # told of each piece
 )->int: # exit status: that of the first piece that did not come to its end, else 0
     "Train the missing runs one after another, and record each as it is finished"
+    for e in rows: lacking(e, data) # a record of other settings is found before anything is trained
     for e in rows:
         if not (seeds := lacking(e, data)): continue
         folder, done = started(e, seeds, runs)
@@ -216,17 +217,21 @@ def overview(
     rate, # Experiment, seeds -> frames/s
 )->str: # Markdown
     "What is done, what is missing, and what that costs; each record once"
-    lines, hours, rates, seen = ['| figures | record | seeds | frames | state | hours |', '|---|---|---|--:|---|--:|'], 0., {}, set()
+    lines, hours, rates, seen, planned = ['| figures | record | seeds | frames | state | hours |', '|---|---|---|--:|---|--:|'], 0., {}, set(), {}
     for e in rows:
         key = e.name, tuple(e.seeds), e.frames
         if key in seen: continue
         seen.add(key)
-        seeds, state, cost = lacking(e, data), 'done', ''
+        state, cost = 'done', ''
+        try: seeds = lacking(e, data)
+        except RunError: seeds, state = [], 'record of other settings'
         if seeds:
             folder, done = started(e, seeds, runs)
             kind = e.world, e.method, len(seeds), *sorted(settings(config(e)).items())
             if kind not in rates: rates[kind] = rate(e, seeds)
-            left = max(budget(e) - done, 0)*len(seeds)/rates[kind]/3600
+            before = [max(done, planned.get((e.name, s), 0)) for s in seeds] # by rows above this one
+            planned |= {(e.name, s): budget(e) for s in seeds}
+            left = sum(max(budget(e) - b, 0) for b in before)/rates[kind]/3600
             hours += left
             state = (f'{done/budget(e):.0%} of ' if done else 'missing: ') + f'{len(seeds)} seeds'
             cost = f'{left:.1f}'
