@@ -10,7 +10,7 @@ __all__ = ['WORLDS', 'METHODS', 'PRESETS', 'CHANGES', 'FRAMES', 'SEEDS', 'INTERV
 # %% ../nbs/90_presets.ipynb #f5e886b8
 import inspect, math, re
 from dataclasses import dataclass, fields, is_dataclass, replace
-from . import rl2, varibad, ldm
+from . import rl2, varibad, ldm, mixreg
 from .tasks import World, known
 from .gridworld import GRIDWORLD, EXTRAPOLATION, gridworld
 from .runs import RunError, read_config
@@ -30,6 +30,7 @@ METHODS = {
     'ldm': Entry(ldm.METHOD, 'Latent Dynamics Mixture: RL2 trained also on imaginary tasks (Lee & Chung 2021)'),
     'rl2': Entry(rl2.METHOD, 'a recurrent policy trained over whole tasks (Duan et al. 2016)'),
     'varibad': Entry(varibad.METHOD, 'one encoder for belief and policy (Zintgraf et al. 2020)'),
+    'mixreg': Entry(mixreg.METHOD, 'RL2 trained also on sums of two tasks as they were seen (Wang et al. 2020)'),
     'rl2-oracle': Entry(rl2.METHOD, 'rl2 trained on all tasks, test tasks included', True),
     'varibad-oracle': Entry(varibad.METHOD, 'varibad trained on all tasks, test tasks included', True)}
 
@@ -105,12 +106,13 @@ def preset(
 # setting -> what it may be
 CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head'), dropout_mask=('pair', 'shared'),
                buffer=('ring', 'frozen'), weights=('scalar', 'per-dimension'), mixed=('samples', 'means'),
+               mixed_at=('inputs', 'latents'), supervision=('mixed', 'dominant'),
                task_end=('terminal', 'bootstrap'))
 # setting -> least and greatest value; ours: what a machine and a float bear, no advice
 RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6),
               kl_weight=(0, 1e9), beta=(1e-3, 1e3), policy_lr=(0, 10), encoder_lr=(0, 10), vae_lr=(0, 10),
               max_grad_norm=(1e-9, 1e9), workers=(1, 4096), mixture_workers=(0, 4096), precollect=(0, 10**12),
-              action_embedding=(0, 4096), posteriors=(0, 10**6), transitions=(0, 10**6), vae_updates=(0, 1000),
+              action_embedding=(0, 4096), alpha=(.01, 1e3), posteriors=(0, 10**6), transitions=(0, 10**6), vae_updates=(0, 1000),
               buffer_size=(1, 10**8))
 
 def check(
