@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'read_table', 'budget', 'lacking', 'started',
-           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent']
+           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'kept', 'speed', 'overview', 'recorded',
+           'absent']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
 import csv, json, time
@@ -193,6 +194,17 @@ def kept_weights(
     "Kept networks, and what they are of"
     with safe_open(path, 'pt') as f:
         return nest({k: f.get_tensor(k).float() for k in f.keys()}), json.loads(f.metadata()['about'])
+
+# %% ../nbs/92_reproduce.ipynb #92a00020
+def kept(
+    path, # a file of `keep_weights`
+    world:str='gridworld', method:str='ldm', # of its record
+)->tuple: # settings, state with params, seeds; None where there is no such file
+    "Kept networks as a method knows them"
+    if not Path(path).exists(): return None
+    params, about = kept_weights(path)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about['config'].items()}
+    return override(preset(world, method), **values), dict(params=params), about['seeds']
 
 # %% ../nbs/92_reproduce.ipynb #92a00016
 def speed(
