@@ -18,9 +18,10 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import NamedTuple
+import numpy as np
 import torch
 from torch import Tensor
-from .core import each, on
+from .core import each
 from .tasks import Family, Split, World, finite
 
 # %% ../nbs/12_locomotion.ipynb #b102408a
@@ -220,20 +221,20 @@ def simulate(
     if action.shape != (*state.shape[:-1], body.motors):
         raise ValueError(f'{body.file}: {tuple(state.shape[:-1])} workers act with {body.motors} numbers each, '
                          f'an action cannot have the shape {tuple(action.shape)}')
-    mujoco, k, was = engine(), body.nq + 2*body.nv, state.flatten(0, -2)
-    p = pool(body, len(was), was.shape[1] > k + 3, threads)
-    rows = torch.from_numpy(p.state)[:, 1:] # after the time: positions, velocities, accelerations, controls
-    rows[:, :k] = was[:, :k]
-    rows[:, k:k + body.motors] = action.detach().flatten(0, -2)
-    seen = [p.bind('xpos'), *([p.bind('cfrc_ext')] if was.shape[1] > k + 3 else [])]
+    mujoco, (k, m), was = engine(), (body.nq + 2*body.nv, body.motors), state.detach().cpu().flatten(0, -2).numpy()
+    p, now = pool(body, len(was), was.shape[1] > k + 3, threads), was.copy()
+    p.state[:, 1:1+k], p.state[:, 1+k:1+k+m] = was[:, :k], action.detach().cpu().flatten(0, -2).numpy() # time comes first
+    torso, force = p.bind('xpos')[:, 1], p.bind('cfrc_ext') if was.shape[1] > k + 3 else None
     p.warning[:] = 0
     with quiet(mujoco):
         try: p.step(nstep=SKIP)
         except mujoco.batch.SimulationError: pass # `status` says where
-    derived = [torch.tensor(x[:, 1] if i == 0 else x).flatten(1) for i, x in enumerate(seen)] # body 1 is the torso
-    now = torch.cat([rows[:, :k], *derived], 1).to(state.device)
-    bad = torch.from_numpy((p.warning[..., 1] > 0).any(1) | (p.status != 0)).to(state.device) | ~now.isfinite().all(1)
-    return torch.where(bad[:, None], was, now).reshape(state.shape), bad.reshape(state.shape[:-1])
+    now[:, :k], now[:, k:k+3] = p.state[:, 1:1+k], torso
+    if force is not None: now[:, k+3:] = force.reshape(len(now), -1)
+    failed = p.warning[..., 1].any(1) | (p.status != 0) | ~np.isfinite(now).all(1)
+    if failed.any(): now[failed] = was[failed]
+    after, failed = (torch.from_numpy(x).to(state.device).unflatten(0, state.shape[:-1]) for x in (now, failed))
+    return after, failed
 
 # %% ../nbs/12_locomotion.ipynb #fed1d984
 HALF = 2**-25 # half a step of a float32 uniform number
@@ -324,8 +325,8 @@ def reward_velocity(
     after:Tensor, # [S,B,n]
 )->Tensor: # [S,B] float64
     "Nearness to the wanted velocity"
-    x, was = parts(CHEETAH, after).qpos[..., 0], parts(CHEETAH, state).qpos[..., 0]
-    return -((x - was)/DT - task[..., 0]).abs() - .05*square(action.double()) # release
+    v = (after[..., 0] - state[..., 0])/DT
+    return -(v - task[..., 0]).abs() - .05*square(action.double()) # release
 
 # %% ../nbs/12_locomotion.ipynb #7da0945a
 def upright(
