@@ -158,7 +158,7 @@ def engine(): # the module `mujoco`
 
 @contextmanager
 def quiet(mujoco):
-    "Within it, MuJoCo writes its warnings neither to the screen nor to a file; `simulate` counts them instead"
+    "Within it, MuJoCo writes its warnings neither to the screen nor to a file; `simulate` reports them instead"
     was = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try: yield
@@ -223,7 +223,8 @@ def simulate(
                          f'an action cannot have the shape {tuple(action.shape)}')
     mujoco, (k, m), was = engine(), (body.nq + 2*body.nv, body.motors), state.detach().cpu().flatten(0, -2).numpy()
     p, now = pool(body, len(was), was.shape[1] > k + 3, threads), was.copy()
-    p.state[:, 1:1+k], p.state[:, 1+k:1+k+m] = was[:, :k], action.detach().cpu().flatten(0, -2).numpy() # time comes first
+    p.state[:, 1:1+k] = was[:, :k] # after the time
+    p.state[:, 1+k:1+k+m] = action.detach().cpu().flatten(0, -2).numpy()
     torso, force = p.bind('xpos')[:, 1], p.bind('cfrc_ext') if was.shape[1] > k + 3 else None
     p.warning[:] = 0
     with quiet(mujoco):

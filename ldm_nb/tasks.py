@@ -119,7 +119,7 @@ class World:
     cells:Callable # observation [...,O+1] -> index of its cell [...], for one decoder head a cell
     ceiling:Callable # tasks [K,D] -> [K] best return of an episode when the task is known; None if it is not known
     places:Tensor # [C,O+1] an observation in each cell, flag 0; None if the world has no cells
-    pack:Callable # end observations and rewards of whole tasks -> compact codes for the buffer
+    pack:Callable # whole tasks -> compact codes for the buffer; what of a task it takes is up to the world
     unpack:Callable # the inverse
     code_bytes:int # bytes of one packed task
     reset_noise:int = 0 # U, uniform numbers that one start needs
