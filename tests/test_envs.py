@@ -79,7 +79,7 @@ def test_spec(k):
 def test_bodies(k):
     "gymnasium's checkers on the worlds of MuJoCo, one environment and a batch, and a step of each from the same start"
     pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
-    warnings.filterwarnings('ignore', message='.*Box observation space (minimum|maximum) value is')   # no cells, no bounds
+    warnings.filterwarnings('ignore', message='.*Box observation space (minimum|maximum) value is')
     check_env(gym.make(k).unwrapped)
     env, envs = gym.make(k, split='test'), gym.make_vec(k, num_envs=3, split='test')
     assert type(envs.unwrapped) is WorldVectorEnv and env.action_space.shape == (6 if 'Cheetah' in k else 8,)

@@ -1,14 +1,14 @@
 "The locomotion worlds against gymnasium's own simulator, rewards by hand, failures, forks, machines without MuJoCo."
-import importlib.util, math, os, subprocess, sys, time, types
+import importlib.util, math, os, subprocess, sys, types
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
-if importlib.util.find_spec('imageio') is None: sys.modules['imageio'] = types.ModuleType('imageio')    # gymnasium's films need it
+if 'imageio' not in sys.modules and not importlib.util.find_spec('imageio'):    # gymnasium's films need it
+    sys.modules['imageio'] = types.ModuleType('imageio')
 
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
@@ -17,7 +17,7 @@ from ldm_nb import locomotion as loco
 from ldm_nb.core import generators
 from ldm_nb.evaluate import evaluate, outcome, summary, table
 from ldm_nb.locomotion import (ANT, CHEETAH, DIRECTION, GOAL, RADII, SPEEDS, VELOCITY, ant_direction, ant_goal,
-                               cheetah_velocity, engine, load, parts, pool, quiet, simulate, start)
+                               cheetah_velocity, engine, load, parts, quiet, simulate, start)
 from ldm_nb.policy import Agent
 from ldm_nb.rollout import rollout
 
@@ -43,9 +43,10 @@ def still(A): return agent(lambda obs: torch.zeros(*obs.shape[:2], A))
 # The right physics
 
 T = torch.arange(200.)[:, None]
-SCRIPTS = dict(random=lambda A: randn(200, A), weak=lambda A: .1*randn(200, A, seed=1), strong=lambda A: 5*randn(200, A, seed=2),
-               gait=lambda A: torch.sin(.4*T + torch.arange(A)), bang=lambda A: (2*((T//7 + torch.arange(A)) % 2) - 1).float(),
-               still=lambda A: torch.zeros(200, A))
+SCRIPTS = dict(
+    random=lambda A: randn(200, A), weak=lambda A: .1*randn(200, A, seed=1), strong=lambda A: 5*randn(200, A, seed=2),
+    gait=lambda A: torch.sin(.4*T + torch.arange(A)), bang=lambda A: 2*((T//7 + torch.arange(A)) % 2) - 1,
+    still=lambda A: torch.zeros(200, A))
 
 @pytest.mark.parametrize('body', [ANT, CHEETAH], ids=lambda b: b.file)
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -71,7 +72,9 @@ def by_hand(name, task, before, after, a):
     forward = (x1 - x0)/.05*math.cos(task[0]) + (y1 - y0)/.05*math.sin(task[0])
     return forward - .5*sum(x*x for x in a) + 1
 
-def numbers(env): return dict(qpos=env.data.qpos.tolist(), qvel=env.data.qvel.tolist(), torso=env.data.body('torso').xpos.tolist())
+def numbers(env):
+    d = env.data
+    return dict(qpos=d.qpos.tolist(), qvel=d.qvel.tolist(), torso=d.body('torso').xpos.tolist())
 
 @pytest.mark.parametrize('name', MADE)
 def test_reward(name):
@@ -104,7 +107,7 @@ def test_constants():
 
 @pytest.mark.parametrize('name,want', dict(dir=200, goal=-350, vel=-350).items())
 def test_standing_still(name, want):
-    "Over the test tasks and both episodes: without noise at the start, and with the usual noise, from which bodies settle"
+    "Over the test tasks and both episodes, without noise at the start and with it: then bodies first settle"
     world = MADE[name]
     for gens, near in ((None, .3), (generators([0, 1])['eval'], dict(dir=5, goal=60, vel=3)[name])):
         traj = evaluate(world, still(world.action_dim), gens, 'test', seeds=1)
@@ -127,12 +130,13 @@ def test_contacts():
         d.ctrl[:] = a.double().numpy()
         mujoco.mj_step(m, d, 4)
         last = mujoco.MjData(m)
-        last.qpos[:], last.qvel[:], last.qacc_warmstart[:], last.ctrl[:] = d.qpos, d.qvel, d.qacc_warmstart, d.ctrl
+        for k in ('qpos', 'qvel', 'qacc_warmstart', 'ctrl'): getattr(last, k)[:] = getattr(d, k)
         mujoco.mj_forward(m, last)
         mujoco.mj_rnePostConstraint(m, last)
         mujoco.mj_step(m, d)
         p = parts(ANT, state)
-        assert abs(p.force[0, 0].numpy().reshape(14, 6) - last.cfrc_ext).max() < 1e-9 and torch.equal(state[..., :46], plain)
+        assert abs(p.force[0, 0].numpy().reshape(14, 6) - last.cfrc_ext).max() < 1e-9
+        assert torch.equal(state[..., :46], plain)
         seen += p.force.any().item()
         obs = loco.see_goal(state)[0, 0, 29:]
         assert torch.equal(obs, p.force[0, 0].clamp(-1, 1).float())
@@ -265,12 +269,12 @@ def test_start():
 # Whole tasks
 
 def test_rollout():
-    "Ants that act at random die in the first episode, start again, and end their task early; what follows is marked"
+    "Ants that act at random die in the first episode, start again, and end their task early"
     world = ant_direction()
-    gens = generators([3])
     task = world.family.splits['train'].sample(rand(1, 6, 1))
     noise = iter(randn(400, 1, 6, 8))
-    traj = rollout(world, agent(lambda obs: next(noise, torch.zeros(1, 6, 8))), task, rand(1, 400, 6), rand(1, 401, 6, 29))
+    act = agent(lambda obs: next(noise, torch.zeros(1, 6, 8)))
+    traj = rollout(world, act, task, rand(1, 400, 6), rand(1, 401, 6, 29))
     first = traj.end.float().argmax(1)
     assert (first < 199).float().mean() > .5 and traj.done.any(1).all() and traj.obs.isfinite().all()
     assert torch.equal(traj.obs[:, 1:, :, -1] == 1, traj.end)
@@ -332,13 +336,14 @@ def test_pack(world):
 def test_bad_shape():
     state = start(ANT, False, torch.zeros(2, 3, 1))
     for shape in ((2, 3, 6), (2, 8), (6, 8), (2, 3)):
-        with pytest.raises(ValueError, match='workers act with 8 numbers each'): simulate(ANT, state, torch.zeros(shape))
+        with pytest.raises(ValueError, match='workers act with 8 numbers'): simulate(ANT, state, torch.zeros(shape))
 
 def test_bad_model(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.xml is missing; it comes with gymnasium'):
         load(replace(ANT, file='nowhere.xml'))
     (tmp_path/'torn.xml').write_text('<mujoco><worldbody>')
-    with pytest.raises(ValueError, match='torn.xml: MuJoCo cannot load this model'): load(replace(ANT, file=str(tmp_path/'torn.xml')))
+    with pytest.raises(ValueError, match='torn.xml: MuJoCo cannot load this model'):
+        load(replace(ANT, file=str(tmp_path/'torn.xml')))
 
 WITHOUT = '''
 import sys, types
@@ -354,7 +359,7 @@ except ImportError as e: print(e)
 @pytest.mark.parametrize('fake', ['None', 'types.ModuleType("mujoco")'], ids=['missing', 'old'])
 def test_without_mujoco(fake):
     "Gridworlds never ask for it; the others say what to install"
-    out = subprocess.run([sys.executable, '-c', WITHOUT.format(fake)], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run([sys.executable, '-c', WITHOUT.format(fake)], check=True, stdout=subprocess.PIPE, text=True).stdout
     assert "MuJoCo 4.0 or newer" in out and "pip install --upgrade 'ldm-nb[mujoco]'" in out
 
 def test_lazy():
