@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from .core import choose
 from .tasks import World, check_task, known
 from .gridworld import EXTRAPOLATION, gridworld
+from .locomotion import ant_direction, ant_goal, cheetah_velocity
 from .trial import Trial, begin, step
 
 # %% ../nbs/14_envs.ipynb #d8ab4f93
@@ -128,7 +129,10 @@ def picture(
 # %% ../nbs/14_envs.ipynb #23211a7c
 WORLDS = dict( # name in an id -> makes the world
     Gridworld=gridworld,
-    GridworldExtrapolation=lambda: gridworld(EXTRAPOLATION))
+    GridworldExtrapolation=lambda: gridworld(EXTRAPOLATION),
+    AntDir=ant_direction,
+    AntGoal=ant_goal,
+    CheetahVel=cheetah_velocity)
 
 def seeded(
     old:list, # `n` pairs (generator, its seed), or None where there is none yet

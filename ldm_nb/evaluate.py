@@ -31,10 +31,12 @@ def evaluate(
 
 def outcome(
     world:World, traj:Traj, # for N and for what counts as reached; of `evaluate`
-)->dict: # returns [S,K,N]; reached [S,K,N] bool
+)->dict: # returns [S,K,N]; reached [S,K,N] bool, unless the world has no notion of it
     "Return and success of every episode of every task"
     def sums(x): return episode_sums(x, traj.end, world.episodes)
-    return dict(returns=sums(traj.true_reward), reached=sums(world.reached(traj.true_reward).float()) > 0)
+    out = dict(returns=sums(traj.true_reward))
+    if world.reached: out['reached'] = sums(world.reached(traj.true_reward).float()) > 0
+    return out
 
 # %% ../nbs/60_evaluate.ipynb #ff456336
 def summary(
@@ -48,7 +50,7 @@ def summary(
         r = out['returns'][:, mine]
         for row, last, first in zip(rows, r[..., -1].mean(1).tolist(), r[..., 0].mean(1).tolist()):
             row |= {name: round(last, 4)} | ({f'first_{name}': round(first, 4)} if name in ('train', 'test') else {})
-        if name == 'test':
+        if name == 'test' and 'reached' in out:
             missed = ~out['reached'][:, mine]
             for row, last, never in zip(rows, missed[..., -1].sum(1).tolist(), missed.all(-1).sum(1).tolist()):
                 row |= dict(test_goals_missed=last, test_goals_never=never)
@@ -66,9 +68,10 @@ def table(
     for name, split in world.family.splits.items():
         if name in ('eval', 'all'): continue
         mine = split.contains(tasks).to(out['returns'].device)
-        K, r, hit = int(mine.sum()), out['returns'][:, mine, -1].mean(1), out['reached'][:, mine, -1].sum(1).float()
+        K, r, hit = int(mine.sum()), out['returns'][:, mine, -1].mean(1), '-'
+        if 'reached' in out: hit = f"{out['reached'][:, mine, -1].sum(1).float().mean().item():.1f} of {K}"
         spread = f' ± {r.std().item():.2f}' if len(r) > 1 else ''
-        rows.append(f'| {method} | {name} | {K} | {r.mean().item():.2f}{spread} | {hit.mean().item():.1f} of {K} |')
+        rows.append(f'| {method} | {name} | {K} | {r.mean().item():.2f}{spread} | {hit} |')
     return '\n'.join(rows)
 
 # %% ../nbs/60_evaluate.ipynb #fb5f0674

@@ -112,19 +112,20 @@ class World:
     start:Callable # task [S,B,D], u [S,B,U] uniform noise -> first state [S,B,...]
     step:Callable # state, task, action -> next state, reward [S,B], died [S,B] bool (None: nobody dies here)
     observe:Callable # state -> observation [S,B,O]
-    reached:Callable # reward [...] -> bool: was the goal reached on this step?
+    reached:Callable # reward [...] -> bool: was the goal reached on this step? None where success is a matter of degree
     reward_kind:str # 'binary': the decoder gives a logit; 'real': it gives the reward
     target:Callable # reward -> what the decoder is to predict
     imagine:Callable # decoder output -> imaginary reward r_hat
     cells:Callable # observation [...,O+1] -> index of its cell [...], for one decoder head a cell
     ceiling:Callable # tasks [K,D] -> [K] best return of an episode when the task is known; None if it is not known
     places:Tensor # [C,O+1] an observation in each cell, flag 0; None if the world has no cells
-    pack:Callable # end observations and rewards of whole tasks -> compact codes for the buffer
+    pack:Callable # whole tasks -> compact codes for the buffer; what of a task it takes is up to the world
     unpack:Callable # the inverse
     code_bytes:int # bytes of one packed task
     reset_noise:int = 0 # U, uniform numbers that one start needs
     distinct:Callable = None # obs [S,B,T,O+1] of whole tasks -> slots [S,B,K,O+1], each step's slot [S,B,T]; or None
     n_distinct:int = 0 # K, slots of `distinct`
+    lost:Callable = None # obs [S,T,B,O+1], end [S,T,B] -> [S,T,B] bool: the simulator gave up; None: it cannot
 
     @property
     def steps(self): return self.horizon*self.episodes # H+

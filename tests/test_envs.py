@@ -16,6 +16,7 @@ from ldm_nb.envs import WORLDS, Batch, WorldEnv, WorldVectorEnv, register
 from ldm_nb.gridworld import GRIDWORLD, ceiling, gridworld
 
 IDS = register()
+GRID, BODIES = [k for k in IDS if 'Gridworld' in k], [k for k in IDS if 'Gridworld' not in k]
 ONE, TRIAL = 'ldm_nb/Gridworld-v0', 'ldm_nb/GridworldTrial-v0'
 RINGS = {name: s.tasks.numpy() for name, s in GRIDWORLD.splits.items()}
 
@@ -45,14 +46,15 @@ def to_goal(obs, goals, flag):
 # What gymnasium checks
 
 def test_ids():
-    assert IDS == [f'ldm_nb/{w}{k}-v0' for w in ('Gridworld', 'GridworldExtrapolation') for k in ('', 'Trial')]
+    worlds = 'Gridworld', 'GridworldExtrapolation', 'AntDir', 'AntGoal', 'CheetahVel'
+    assert IDS == [f'ldm_nb/{w}{k}-v0' for w in worlds for k in ('', 'Trial')]
 
-@pytest.mark.parametrize('k', IDS)
+@pytest.mark.parametrize('k', GRID)
 def test_checker(k):
     check_env(gym.make(k).unwrapped)
     for mode in ('ansi', 'rgb_array'): check_env(gym.make(k, render_mode=mode).unwrapped)
 
-@pytest.mark.parametrize('k', IDS)
+@pytest.mark.parametrize('k', GRID)
 def test_passive_checker(k):
     "That is in the wrappers of gym.make; a whole task through it"
     env = gym.make(k, render_mode='ansi')
@@ -64,7 +66,7 @@ def test_passive_checker(k):
         assert not terminated and isinstance(env.render(), str)
     assert n == (120 if 'Trial' in k else 30)
 
-@pytest.mark.parametrize('k', IDS)
+@pytest.mark.parametrize('k', GRID)
 def test_spec(k):
     "The spec is plain text and enough to make the environment again"
     again = gym.envs.registration.EnvSpec.from_json(gym.spec(k).to_json())
@@ -72,6 +74,31 @@ def test_spec(k):
     assert env.observation_space == gym.make(k).observation_space
     assert env.action_space == gym.spaces.Discrete(5) and env.observation_space.dtype == np.float32
     assert env.observation_space.high.tolist() == [6, 6, 1][:2 + ('Trial' in k)]
+
+@pytest.mark.parametrize('k', BODIES)
+def test_bodies(k):
+    "gymnasium's checkers on the worlds of MuJoCo, one environment and a batch, and a step of each from the same start"
+    pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
+    warnings.filterwarnings('ignore', message='.*Box observation space (minimum|maximum) value is')
+    check_env(gym.make(k).unwrapped)
+    env, envs = gym.make(k, split='test'), gym.make_vec(k, num_envs=3, split='test')
+    assert type(envs.unwrapped) is WorldVectorEnv and env.action_space.shape == (6 if 'Cheetah' in k else 8,)
+    task = WORLDS[k[7:].split('-')[0].removesuffix('Trial')]().family.splits['test'].tasks[-1]
+    (a, _), (b, _) = env.reset(seed=4, options=dict(task=task)), envs.reset(seed=3, options=dict(task=task))
+    action = envs.action_space.sample()
+    one, three = env.step(action[1]), envs.step(action)
+    assert np.array_equal(a, b[1]) and all(np.array_equal(x, y[1]) for x, y in zip(one[:4], three[:4]))
+    with pytest.raises(ValueError, match='numbers from -1 to 1'): envs.step(np.full_like(action, np.nan))
+    with pytest.raises(ValueError, match='numbers from -1 to 1'): envs.step(action[:, :5])
+
+def test_body_trial():
+    "Two episodes of 200 steps each, the flag on the last observation of both"
+    pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
+    env = gym.make_vec('ldm_nb/CheetahVelTrial-v0', num_envs=2)
+    env.reset(seed=0)
+    out = [env.step(np.zeros((2, 6), np.float32)) for _ in range(400)]
+    assert [t for t, o in enumerate(out) if o[0][:, -1].any()] == [199, 399]
+    assert not any(o[2].any() for o in out) and out[-1][3].all() and not out[-2][3].any()
 
 @pytest.mark.parametrize('trial', [False, True])
 def test_vector_data(trial):
