@@ -288,14 +288,13 @@ def test_lost():
         A, n = world.action_dim, [0]
         def step(state, task, action, world=world):
             n[0] += 1
-            if n[0] == 31: state = torch.cat([state[:, :1] + torch.inf, state[:, 1:]], 1)
-            after, reward, died = world.step(state, task, action)
-            return torch.where(after.isfinite(), after, 0), reward.nan_to_num(), died
+            if n[0] == 31: action = torch.cat([action[:, :1] + torch.nan, action[:, 1:]], 1)
+            return world.step(state, task, action)
         task = world.family.splits['test'].tasks[None, :3]
         u, reset = torch.zeros(1, 60, 3), rand(1, 61, 3, world.reset_noise)
         well = rollout(world, still(A), task, u, reset)
         ill = rollout(replace(world, step=step), still(A), task, u, reset)
-        assert world.lost(ill.obs[:, 1:], ill.end)[0, :, 0].nonzero().tolist() in ([[30]], []) and ill.end[0, 30, 0]
+        assert world.lost(ill.obs[:, 1:], ill.end).nonzero().tolist() == [[0, 30, 0]] and ill.end[0, 30, 0]
         assert torch.equal(well.obs[:, :, 1:], ill.obs[:, :, 1:]) and not well.end.any()
 
 def test_failed_state():
