@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Curves', 'read_curves', 'smooth', 'tail', 'improvement', 'improvement_interval', 'band', 'draw_bands', 'spread',
-           'compared']
+           'compared', 'tails', 'draw_against', 'tabled', 'student', 'welch', 'Claim', 'judged']
 
 # %% ../nbs/63_compare.ipynb #63c00004
 import math
@@ -166,4 +166,106 @@ def compared(
             cells += [spread(x), f'{iqm(x).item():.1f} ({low:.1f} to {high:.1f})', spread(c.values[k][:, -1])]
         frozen = f' ({len(c.frozen)} frozen)' if c.frozen else ''
         lines.append(f'| {label} | {len(c.seeds)}{frozen} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+# %% ../nbs/63_compare.ipynb #63c00017
+def tails(
+    runs:dict, # value of the setting -> Curves
+    keys:dict, # key of a curve -> title
+)->dict: # title -> {'': {value of the setting: [S]}}
+    "Panels of the mean of each seed's last evaluations"
+    return {title: {'': {x: tail(c.values[k]) for x, c in runs.items()}} for k, title in keys.items()}
+
+def draw_against(
+    panels:dict, # title -> {label of a line: {value of the setting: [S]}}
+    xlabel:str, # the setting
+    lines:dict=None, # title -> {label of a dashed line: its height}
+)->Figure:
+    "Every seed as a dot, means over seeds as a line with 95 % intervals, a panel for each quantity"
+    fig = Figure(figsize=(max(4.6, 3.35*len(panels)), 3.1), dpi=100, layout='constrained')
+    for ax, (title, groups) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        values = sorted({x for g in groups.values() for x in g})
+        for i, (label, g) in enumerate(groups.items()):
+            g = {x: y.double() for x, y in sorted(g.items())}
+            at = [x + (i - (len(groups) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # side by side
+            for x, y in zip(at, g.values()): ax.plot([x]*len(y), y, 'o', color=f'C{i}', ms=3.5, alpha=.45, mew=0)
+            mid = [y.mean().item() for y in g.values()]
+            low, high = zip(*(interval(y) for y in g.values()))
+            ax.plot(at, mid, color=f'C{i}', lw=1.6, label=label)
+            ax.vlines(at, low, high, color=f'C{i}', lw=1.6)
+        for j, (label, y) in enumerate((lines or {}).get(title, {}).items()):
+            ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
+        ax.set_title(title, fontsize=10); ax.set_xlabel(xlabel, fontsize=9)
+        ax.set_xticks(values, [f'{x:g}' for x in values]); ax.margins(x=.08)
+        ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
+        if any(ax.get_legend_handles_labels()[1]): ax.legend(frameon=False, fontsize=8)
+    return fig
+
+# %% ../nbs/63_compare.ipynb #63c0001a
+def tabled(
+    panels:dict, # as in `draw_against`
+    setting:str, # its name
+    digits:int=1, # after the point
+)->str: # Markdown
+    "A row for each value of the setting, means over seeds with 95 % intervals"
+    columns = {f'{title}, {label}' if label else title: g for title, groups in panels.items() for label, g in groups.items()}
+    lines = [f'| {setting} | seeds | ' + ' | '.join(columns) + ' |', '|--:|--:|' + '--:|'*len(columns)]
+    for x in sorted({x for g in columns.values() for x in g}):
+        cells = []
+        for g in columns.values():
+            low, high = interval(g[x].double()) if x in g else (math.nan, math.nan)
+            cells.append(f'{g[x].double().mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})' if x in g else '')
+        lines.append(f"| {x:g} | {max(len(g[x]) for g in columns.values() if x in g)} | {' | '.join(cells)} |")
+    return '\n'.join(lines)
+
+# %% ../nbs/63_compare.ipynb #63c0001d
+def student(
+    dof:float, # degrees of freedom, at least 1
+    level:float=.95, # within +-t
+)->float:
+    """Quantile `t` of Student's distribution
+
+    ```python
+    >>> round(student(3.), 2)
+    3.18
+
+    ```
+    """
+    grid = torch.linspace(0, 100, 1_000_001, dtype=torch.float64)
+    p = torch.distributions.StudentT(torch.tensor(dof).double()).log_prob(grid).exp()
+    return grid[1 + torch.searchsorted((p[1:] + p[:-1]).cumsum(0)*grid[1]/2, level/2)].item()
+
+def welch(
+    x:Tensor, y:Tensor, # [S], [R] a number per seed
+    level:float=.95, # coverage
+)->tuple: # difference of the means x - y, low, high; without end where a group has one seed
+    "Welch's interval of a difference of means"
+    gap, n, m = (x.double().mean() - y.double().mean()).item(), len(x), len(y)
+    if min(n, m) < 2: return gap, -math.inf, math.inf
+    a, b = x.double().var().item()/n, y.double().var().item()/m
+    if a + b == 0: return gap, gap, gap
+    half = student((a + b)**2/(a**2/(n - 1) + b**2/(m - 1)), level)*math.sqrt(a + b)
+    return gap, gap - half, gap + half
+
+# %% ../nbs/63_compare.ipynb #63c00020
+class Claim(NamedTuple):
+    "A statement of the paper, as a difference with a sign"
+    paper:str # what it says
+    ours:str # what is compared, in words
+    x:Tensor # [S] a number per seed; None where it is not recorded
+    y:Tensor # [R] what it is compared with, None as `x`; or one number
+    sign:int # 1: the paper says that `x` is larger, -1: smaller
+
+def judged(
+    claims:list, # of Claim
+    digits:int=1, # after the point
+)->str: # Markdown
+    "A table of claims, our differences with 95 % intervals, and whether they agree"
+    lines = ['| the paper | ours | difference (95 %) | |', '|---|---|--:|---|']
+    for c in claims:
+        if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
+        gap, low, high = welch(c.x, torch.full((2,), c.y) if isinstance(c.y, (int, float)) else c.y)
+        word = 'agrees' if min(low*c.sign, high*c.sign) > 0 else 'disagrees' if max(low*c.sign, high*c.sign) < 0 else 'open: the interval contains 0'
+        span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
+        lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{word}** |')
     return '\n'.join(lines)

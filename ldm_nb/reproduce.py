@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'read_table', 'budget', 'lacking', 'started',
-           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent']
+           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent',
+           'Networks', 'kept_networks']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
 import csv, json, time
@@ -253,3 +254,30 @@ def absent(
     names = ', '.join(f'`{e.name}` (seeds {e.seeds[0]} to {e.seeds[-1]}, {e.frames:.0e} frames)' for e in rows)
     figures = ' '.join(f'`ldm reproduce {f}`' for f in dict.fromkeys(e.figure for e in rows))
     return f'Not recorded yet: {names}. To make them: {figures}.'
+
+# %% ../nbs/92_reproduce.ipynb #92a00020
+class Networks(NamedTuple):
+    "The kept networks of a run"
+    cfg:object # settings of the method
+    state:dict # params: tree of [S,...]; what a method's `agent`, `beliefs` and `dreams` ask for
+    seeds:list # the `S` seeds
+    frames:int # that each of them has seen
+
+def kept_networks(
+    rows:list, # of `chosen`
+    data, # folder that holds runs/ and weights/
+    label=lambda e: e.method, # Experiment -> name on the page
+)->tuple: # label -> Networks, list of the rows that are missing
+    "The networks of a figure; raises `RunError` where a file is of other settings than its row"
+    found, missing = {}, []
+    for e in rows:
+        path, record = Path(data)/'weights'/f'{e.name}.safetensors', Path(data)/'runs'/f'{e.name}.jsonl.gz'
+        params, about = kept_weights(path) if path.exists() else ({}, dict(frames=0, seeds=[]))
+        frozen = {r['seed'] for r in read_records(record) if r['frozen']} if record.exists() else set()
+        i = [k for k, s in enumerate(about['seeds']) if s in e.seeds and s not in frozen]
+        if about['frames'] < budget(e) or not i: missing.append(e); continue
+        have = {k: tuple(v) if isinstance(v, list) else v for k, v in about['config'].items()}
+        if have != settings(config(e)): raise RunError(f'{path} is of other settings than {e.name}: keep the weights of its run again')
+        state = dict(params=tree_map(lambda x: x[i], params))
+        found[label(e)] = Networks(config(e), state, [about['seeds'][k] for k in i], about['frames'])
+    return found, missing
