@@ -208,7 +208,7 @@ def tabled(
     digits:int=1, # after the point
 )->str: # Markdown
     "A row for each value of the setting, means over seeds with 95 % intervals"
-    columns = {f'{title}, {label}' if label else title: g for title, groups in panels.items() for label, g in groups.items()}
+    columns = {f'{title} {label}'.strip(): g for title, groups in panels.items() for label, g in groups.items()}
     lines = [f'| {setting} | seeds | ' + ' | '.join(columns) + ' |', '|--:|--:|' + '--:|'*len(columns)]
     for x in sorted({x for g in columns.values() for x in g}):
         cells = []
@@ -265,7 +265,7 @@ def judged(
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
         gap, low, high = welch(c.x, torch.full((2,), c.y) if isinstance(c.y, (int, float)) else c.y)
-        word = 'agrees' if min(low*c.sign, high*c.sign) > 0 else 'disagrees' if max(low*c.sign, high*c.sign) < 0 else 'open: the interval contains 0'
+        word = 'agrees' if min(low*c.sign, high*c.sign) > 0 else 'disagrees' if max(low*c.sign, high*c.sign) < 0 else 'open'
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
         lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{word}** |')
     return '\n'.join(lines)

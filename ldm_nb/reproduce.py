@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'read_table', 'budget', 'lacking', 'started',
            'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent',
-           'Networks', 'kept_networks']
+           'Networks', 'kept_networks', 'whose']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
 import csv, json, time
@@ -263,6 +263,10 @@ class Networks(NamedTuple):
     seeds:list # the `S` seeds
     frames:int # that each of them has seen
 
+    def gens(self)->dict: # of `generators`
+        "Noise that no training has seen, the same at every call"
+        return generators([2**31 - 1 - s for s in self.seeds])
+
 def kept_networks(
     rows:list, # of `chosen`
     data, # folder that holds runs/ and weights/
@@ -281,3 +285,15 @@ def kept_networks(
         state = dict(params=tree_map(lambda x: x[i], params))
         found[label(e)] = Networks(config(e), state, [about['seeds'][k] for k in i], about['frames'])
     return found, missing
+
+# %% ../nbs/92_reproduce.ipynb #92a00023
+def whose(
+    nets:dict, # label -> Networks
+    setting:str='', # what the labels are
+)->str: # Markdown
+    "The seeds of the networks, and how long they were trained"
+    groups = {}
+    for label, n in nets.items(): groups.setdefault((tuple(n.seeds), n.frames), []).append(str(label))
+    said = [f"{setting} {', '.join(labels)}: seeds {', '.join(map(str, seeds))} after {frames/1e6:.1f} million frames".strip()
+            for (seeds, frames), labels in groups.items()]
+    return f"Networks: {'; '.join(said)}." if said else ''
