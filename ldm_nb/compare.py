@@ -261,11 +261,13 @@ def judged(
     digits:int=1, # after the point
 )->str: # Markdown
     "A table of claims, our differences with 95 % intervals, and whether they agree"
-    lines = ['| the paper | ours | difference (95 %) | |', '|---|---|--:|---|']
+    lines, words = ['| the paper | ours | difference (95 %) | |', '|---|---|--:|---|'], []
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
         gap, low, high = welch(c.x, torch.full((2,), c.y) if isinstance(c.y, (int, float)) else c.y)
-        word = 'agrees' if min(low*c.sign, high*c.sign) > 0 else 'disagrees' if max(low*c.sign, high*c.sign) < 0 else 'open'
+        words.append('agrees' if min(low*c.sign, high*c.sign) > 0 else 'disagrees' if max(low*c.sign, high*c.sign) < 0 else 'open')
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
-        lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{word}** |')
+        lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{words[-1]}** |')
+    said = ', '.join(f'{w} {words.count(w)}' for w in ('agrees', 'disagrees', 'open'))
+    if words: lines += ['', f'Of {len(words)} comparisons: {said}. Open is what these seeds do not decide.']
     return '\n'.join(lines)

@@ -293,7 +293,8 @@ def whose(
 )->str: # Markdown
     "The seeds of the networks, and how long they were trained"
     groups = {}
-    for label, n in nets.items(): groups.setdefault((tuple(n.seeds), n.frames), []).append(str(label))
+    for label, n in nets.items():
+        groups.setdefault((tuple(n.seeds), n.frames), []).append(f'{label:g}' if isinstance(label, float) else str(label))
     said = [f"{setting} {', '.join(labels)}: seeds {', '.join(map(str, seeds))} after {frames/1e6:.1f} million frames".strip()
             for (seeds, frames), labels in groups.items()]
     return f"Networks: {'; '.join(said)}." if said else ''
