@@ -175,7 +175,8 @@ def keep_weights(
     weights, # folder of the weights, e.g. 'data/weights'
 )->Path: # the file, or None where no figure needs it
     "Keep the networks of a run's first four seeds, if a figure looks into them"
-    wanted = [s for x in table if x.name == e.name and x.figure in LOOKED_INTO for s in x.seeds]
+    rows = [x for x in table if x.figure in LOOKED_INTO and x.name == e.name and x.frames == e.frames]
+    wanted = [s for x in rows for s in x.seeds]
     info = read_config(folder)
     i = [k for k, s in enumerate(info['seeds']) if s in wanted][:4]
     if not i: return None
