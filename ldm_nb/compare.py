@@ -231,7 +231,7 @@ def student(
 
     ```
     """
-    grid = torch.linspace(0, 100, 1_000_001, dtype=torch.float64)
+    grid = torch.linspace(0, 100, 50_001, dtype=torch.float64)
     p = torch.distributions.StudentT(torch.tensor(dof).double()).log_prob(grid).exp()
     return grid[1 + torch.searchsorted((p[1:] + p[:-1]).cumsum(0)*grid[1]/2, level/2)].item()
 
