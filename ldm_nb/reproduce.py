@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'read_table', 'budget', 'lacking', 'started',
-           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'kept', 'speed', 'overview', 'recorded',
-           'absent']
+           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent',
+           'Networks', 'kept_networks', 'whose']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
 import csv, json, time
@@ -176,7 +176,8 @@ def keep_weights(
     weights, # folder of the weights, e.g. 'data/weights'
 )->Path: # the file, or None where no figure needs it
     "Keep the networks of a run's first four seeds, if a figure looks into them"
-    wanted = [s for x in table if x.name == e.name and x.figure in LOOKED_INTO for s in x.seeds]
+    rows = [x for x in table if x.figure in LOOKED_INTO and x.name == e.name and x.frames == e.frames]
+    wanted = [s for x in rows for s in x.seeds]
     info = read_config(folder)
     i = [k for k, s in enumerate(info['seeds']) if s in wanted][:4]
     if not i: return None
@@ -194,17 +195,6 @@ def kept_weights(
     "Kept networks, and what they are of"
     with safe_open(path, 'pt') as f:
         return nest({k: f.get_tensor(k).float() for k in f.keys()}), json.loads(f.metadata()['about'])
-
-# %% ../nbs/92_reproduce.ipynb #92a00020
-def kept(
-    path, # a file of `keep_weights`
-    world:str='gridworld', method:str='ldm', # of its record
-)->tuple: # settings, state with params, seeds; None where there is no such file
-    "Kept networks as a method knows them"
-    if not Path(path).exists(): return None
-    params, about = kept_weights(path)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about['config'].items()}
-    return override(preset(world, method), **values), dict(params=params), about['seeds']
 
 # %% ../nbs/92_reproduce.ipynb #92a00016
 def speed(
@@ -270,3 +260,47 @@ def absent(
     names = ', '.join(f'`{e.name}` (seeds {e.seeds[0]} to {e.seeds[-1]}, {e.frames:.0e} frames)' for e in rows)
     figures = ' '.join(f'`ldm reproduce {f}`' for f in dict.fromkeys(e.figure for e in rows))
     return f'Not recorded yet: {names}. To make them: {figures}.'
+
+# %% ../nbs/92_reproduce.ipynb #92a00020
+class Networks(NamedTuple):
+    "The kept networks of a run"
+    cfg:object # settings of the method
+    state:dict # params: tree of [S,...]; what a method's `agent`, `beliefs` and `dreams` ask for
+    seeds:list # the `S` seeds
+    frames:int # that each of them has seen
+
+    def gens(self)->dict: # of `generators`
+        "Noise that no training has seen, the same at every call"
+        return generators([2**31 - 1 - s for s in self.seeds])
+
+def kept_networks(
+    rows:list, # of `chosen`
+    data, # folder that holds runs/ and weights/
+    label=lambda e: e.method, # Experiment -> name on the page
+)->tuple: # label -> Networks, list of the rows that are missing
+    "The networks of a figure; raises `RunError` where a file is of other settings than its row"
+    found, missing = {}, []
+    for e in rows:
+        path, record = Path(data)/'weights'/f'{e.name}.safetensors', Path(data)/'runs'/f'{e.name}.jsonl.gz'
+        params, about = kept_weights(path) if path.exists() else ({}, dict(frames=0, seeds=[]))
+        frozen = {r['seed'] for r in read_records(record) if r['frozen']} if record.exists() else set()
+        i = [k for k, s in enumerate(about['seeds']) if s in e.seeds and s not in frozen]
+        if about['frames'] < budget(e) or not i: missing.append(e); continue
+        have = {k: tuple(v) if isinstance(v, list) else v for k, v in about['config'].items()}
+        if have != settings(config(e)): raise RunError(f'{path} is of other settings than {e.name}: keep the weights of its run again')
+        state = dict(params=tree_map(lambda x: x[i], params))
+        found[label(e)] = Networks(config(e), state, [about['seeds'][k] for k in i], about['frames'])
+    return found, missing
+
+# %% ../nbs/92_reproduce.ipynb #92a00023
+def whose(
+    nets:dict, # label -> Networks
+    setting:str='', # what the labels are
+)->str: # Markdown
+    "The seeds of the networks, and how long they were trained"
+    groups = {}
+    for label, n in nets.items():
+        groups.setdefault((tuple(n.seeds), n.frames), []).append(f'{label:g}' if isinstance(label, float) else str(label))
+    said = [f"{setting} {', '.join(labels)}: seeds {', '.join(map(str, seeds))} after {frames/1e6:.1f} million frames".strip()
+            for (seeds, frames), labels in groups.items()]
+    return f"Networks: {'; '.join(said)}." if said else ''
