@@ -7,7 +7,7 @@ __all__ = ['locked']
 
 # %% ../nbs/56_lock.ipynb #10c00004
 import fcntl, os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from .runs import RunError
 
@@ -27,5 +27,6 @@ def locked(
             f.seek(0)
             raise RunError(f'another process ({f.read().strip() or "unknown"}) is at work in {folder}; '
                            'wait for it, or stop it first') from None
-        f.truncate(0); f.write(f'{os.getpid()}\n'); f.flush()
+        with suppress(OSError): # of a full disk: the lock holds without it
+            os.truncate(f.fileno(), 0); os.write(f.fileno(), f'{os.getpid()}\n'.encode())
         yield
