@@ -8,7 +8,7 @@ __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noi
            'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
-import json, math
+import json, math, os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -244,6 +244,9 @@ def append_jsonl(
     path, # a `.jsonl` file; made where there is none
     records:list, # of dicts
 )->None:
-    "Append `records`, one line each, in one write"
+    "Append `records`, one line each, in one write, and have them on disk"
     lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
-    with open(path, 'a', encoding='utf-8') as f: f.write(lines)
+    with open(path, 'a', encoding='utf-8') as f:
+        f.write(lines)
+        f.flush()
+        os.fsync(f.fileno())

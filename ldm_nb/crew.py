@@ -62,7 +62,7 @@ def serve(
     answer, # word -> answer
 )->None:
     "Answer until the line ends; what goes wrong is told to the master, unless that one is gone"
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is the master's to answer
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN) # the master's to answer, who may need us to save
     torch.set_num_threads(1)
     for x in others: x.close()
     while True:
@@ -158,6 +158,6 @@ class Crew:
 
     def __exit__(self, kind, *error):
         for p in self.members:
-            if kind: p.terminate()
+            if kind: p.kill()
         for line in self.lines: line.close()
         for p in self.members: p.join()

@@ -94,6 +94,6 @@ class Duet:
 
     def __enter__(self): return self
     def __exit__(self, kind, *error):
-        if kind: self.other.terminate()
+        if kind: self.other.kill()
         self.line.close()
         self.other.join()

@@ -181,7 +181,7 @@ def keep_weights(
     info = read_config(folder)
     i = [k for k, s in enumerate(info['seeds']) if s in wanted][:4]
     if not i: return None
-    params = tree_map(lambda x: x[i].half(), load_weights(folder, info['frames']))
+    params = tree_map(lambda x: x[i].half(), load_weights(folder, info['frames'], info['seeds']))
     path = Path(weights)/f'{e.name}.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
     about = dict(seeds=[info['seeds'][k] for k in i], frames=info['frames'], config=info['config'])

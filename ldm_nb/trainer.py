@@ -117,12 +117,13 @@ def train(
     tick=None, # called with progress and the iteration's metrics
     stop=None, # called before each iteration; True ends the run early
     step=None, # called with progress instead of `iterate`, where an iteration is done by others
+    also=(), # further iterations with an evaluation
 )->Progress:
     "Train a stack of seeds; raises `Diverged` when the last of them has been frozen"
     resumed = progress.iteration if progress.iteration else -1
     while True:
         i = progress.iteration
-        if evaluate and i != resumed and (i % every == 0 or i == iterations):
+        if evaluate and i != resumed and (i % every == 0 or i == iterations or i in also):
             evaluate(progress)
             progress.sums, progress.count = {}, 0
         halt = i >= iterations or (stop is not None and stop())

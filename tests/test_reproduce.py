@@ -73,7 +73,7 @@ def test_interrupted_and_longer(reproduce, monkeypatch):
     reproduce.table.write_text(reproduce.table.read_text().replace(',3:5,4000\n1c', ',3:5,9000\n1c'))
     assert reproduce('3')[0] == 0
     rows, = [read_records(reproduce.data/'gridworld-rl2.jsonl.gz')]
-    assert [r['frames'][-1] for r in rows] == [9600, 9600] and len(rows[0]['segments']) == 2
+    assert [r['frames'][-1] for r in rows] == [9600, 9600] and len(rows[0]['segments']) == 3
     assert len(list(reproduce.runs.glob('gridworld-rl2/*'))) == 1
 
 def test_bad_input(reproduce):
