@@ -257,7 +257,7 @@ def execute(
                 raise
         if job.progress.iteration >= last: return finish(job) if until is None else 0
         sys.stderr.write(f"stopped at {job.frames:,} of {job.info['frames']:,} frames a seed; {go_on(job)}\n")
-        return 128 + stop.got
+        return 128 + (stop.got or signal.SIGINT) # SIGINT's where `over` asked
     except BaseException as e:
         if not isinstance(e, Diverged): e.add_note(go_on(job))
         raise
