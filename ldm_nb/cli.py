@@ -24,7 +24,7 @@ from .runs import (RunError, versions, commit, machine, create, read_config, wri
 from .lock import locked
 from .faults import examine, recovery
 from .evaluate import table, draw_curves
-from .jobs import most, execute, restore, finished, look, pictures
+from .jobs import most, execute, restore, finished, look, pictures, telling
 from .stacks import change, pending
 from .bench import bench, report
 from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, settings, sources, check, assemble,
@@ -193,7 +193,7 @@ def start_resume(
     info = read_config(run.run)
     asked = run.frames and parse_frames(run.frames), run.seeds and parse_seeds(run.seeds)
     changes = [f'--{k} {getattr(run, k)}' for k in ('frames', 'seeds') if getattr(run, k)]
-    with locked(run.run):
+    with locked(run.run), telling(run.run):
         job, command = resumed(run, info, asked[0]), ' '.join(['ldm resume RUN', *changes])
         wanted, every = asked[1] or pending(run.run) or info['seeds'], eval_every(job.cfg, job.world)
         if set(wanted) != set(info['seeds']):
