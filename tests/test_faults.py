@@ -14,7 +14,7 @@ from ldm_nb.presets import METHODS, load_agent, preset
 from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.trainer import Progress
 
-QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4']
+QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
 MORE = dict(ldm=QUICK) # method -> options that make it small; a new method is tested by being in METHODS
 FRAMES, N = 8*1920, 8
 
@@ -108,7 +108,7 @@ def at_a_rename(n):
 MOMENTS = {'iteration 5': (at_iteration, 5), 'file 4': (in_a_file, 4), 'rename 7': (at_a_rename, 7)} # 7: of the second checkpoint
 
 @pytest.mark.parametrize('moment', MOMENTS)
-@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(f'killed-{m}')) for m in METHODS])
+@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.xdist_group(m), *[pytest.mark.slow]*e.oracle]) for m, e in METHODS.items()])
 def test_killed(method, moment, whole, tmp_path, capsys):
     "SIGKILL, then resume: the same run to the last byte"
     patch, n = MOMENTS[moment]
@@ -407,7 +407,7 @@ def test_older_folder(copy, whole, tmp_path, capsys):
 
 # Seeds that join and leave
 
-@pytest.mark.parametrize('method', [m for m in METHODS if not m.endswith('oracle')])
+@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m, e in METHODS.items() if not e.oracle])
 def test_seeds_join(method, whole, tmp_path, capsys):
     "Seed 9 joins a finished run of two; killed and stopped on its way, the run of three is that of three from the beginning"
     run = Path(shutil.copytree(whole(method), tmp_path/'run'))
