@@ -57,8 +57,9 @@ def examine(
     if not (folder/'config.json').exists(): read_config(folder)
     def config():
         nonlocal seeds
-        seeds = read_config(folder)['seeds']
-        return 'whole', f'{len(seeds)} seeds'
+        seeds = read_config(folder).get('seeds')
+        if not isinstance(seeds, list): seeds = None
+        return 'whole', f'{len(seeds or [])} seeds'
     out = [verdict(folder, folder/'config.json', config)]
     for name, want in (('metrics.jsonl', seeds), ('timing.jsonl', None)):
         if (path := folder/name).exists(): out.append(verdict(folder, path, lambda: look_at_lines(path, want)))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Job', 'job', 'newest', 'restore', 'finished', 'Sink', 'look', 'measure', 'most', 'processes', 'helpers', 'Stop',
-           'save', 'execute', 'go_on', 'in_buffer', 'finish', 'pictures', 'map_pictures']
+           'save', 'way_on', 'telling', 'execute', 'in_buffer', 'finish', 'pictures', 'map_pictures']
 
 # %% ../nbs/65_jobs.ipynb #51c5876f
 import math, signal, sys, time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -229,6 +229,22 @@ def save(
     append_jsonl(job.folder/'timing.jsonl', [timing])
     clock['at'] = now
 
+# %% ../nbs/65_jobs.ipynb #dd5468fc
+def way_on(folder)->str: # of a run
+    "What a stopped run says last"
+    return f'go on with: ldm resume {folder}'
+
+@contextmanager
+def telling(
+    folder, # of a run
+):
+    "Within it an exception gets `way_on` as a note, once"
+    try: yield
+    except (RunError, ValueError, Diverged): raise
+    except BaseException as e:
+        if not hasattr(e, '__notes__'): e.add_note(way_on(folder))
+        raise
+
 # %% ../nbs/65_jobs.ipynb #dd5468f5
 def execute(
     job:Job, # at its beginning, or restored
@@ -243,7 +259,7 @@ def execute(
     last = total if until is None else until
     recorded = Recorded(*job.parts[:-1]) if faster and job.info['device'] != 'cpu' else None
     try:
-        with (Stop() as stop, compiling(faster and not recorded),
+        with (telling(folder := job.info.get('whole', job.folder)), Stop() as stop, compiling(faster and not recorded),
               helpers(*job.parts, processes(job) if job.progress.iteration < last else 1) as crew):
             def fetch(then): return lambda p: (crew and crew.fetch(p), then(p))
             look_at, keep = fetch(lambda p: measure(job, sink, clock)), fetch(lambda p: save(job, clock))
@@ -256,16 +272,9 @@ def execute(
                 keep(job.progress)
                 raise
         if job.progress.iteration >= last: return finish(job) if until is None else 0
-        sys.stderr.write(f"stopped at {job.frames:,} of {job.info['frames']:,} frames a seed; {go_on(job)}\n")
+        sys.stderr.write(f"stopped at {job.frames:,} of {job.info['frames']:,} frames a seed; {way_on(folder)}\n")
         return 128 + (stop.got or signal.SIGINT) # SIGINT's where `over` asked
-    except BaseException as e:
-        if not isinstance(e, Diverged): e.add_note(go_on(job))
-        raise
     finally: sink.bar.close()
-
-def go_on(job:Job)->str:
-    "What a stopped run says last"
-    return f"go on with: ldm resume {job.info.get('whole', job.folder)}"
 
 # %% ../nbs/65_jobs.ipynb #dd5468f9
 def in_buffer(

@@ -7,11 +7,12 @@ __all__ = ['aside', 'leave', 'newcomers', 'pending', 'join', 'change']
 
 # %% ../nbs/66_stacks.ipynb #57ac0004
 import shutil, sys
+from itertools import product
 from pathlib import Path
 from .core import append_jsonl
 from .jobs import Job, execute, restore
-from ldm_nb.runs import (RunError, read_config, write_json, write_file, lines, measured, segment, segments, trim_metrics,
-    flush)
+from .runs import (RunError, read_config, write_json, write_file, lines, measured, segment, segments, trim_metrics,
+    flush, checkpoints)
 
 # %% ../nbs/66_stacks.ipynb #57ac0007
 def aside(folder)->Path: # of a run
@@ -68,11 +69,12 @@ def join(
     command:str, # that asked for it
 )->None:
     "Put the files of new seeds beside the others'; the run folder then is one of all of them"
-    folder, k, info = job.folder, job.progress.iteration, read_config(job.folder)
+    folder, info = job.folder, read_config(job.folder)
     order = {s: i for i, s in enumerate(new.info['wanted'])}
-    for s in new.progress.seeds:
-        data = (new.folder/f'checkpoint-{k}'/f'seed-{s}.pt').read_bytes()
-        write_file(folder/f'checkpoint-{k}'/f'seed-{s}.pt', lambda p: p.write_bytes(data))
+    both = [c for c in checkpoints(folder) if (new.folder/c.name).exists()]
+    for c, s in product(both, new.progress.seeds):
+        data = (new.folder/c.name/f'seed-{s}.pt').read_bytes()
+        write_file(c/f'seed-{s}.pt', lambda p: p.write_bytes(data))
     old = [r for r in lines(folder/'metrics.jsonl') if r['seed'] in info['seeds']]
     rows = sorted(old + lines(new.folder/'metrics.jsonl'), key=lambda r: (r['frames'], order[r['seed']]))
     write_file(folder/'metrics.jsonl', lambda p: append_jsonl(p, rows))
@@ -81,6 +83,8 @@ def join(
     way = segment(0, command, new.info['device'], new.info['threads'])
     way |= dict(seeds=new.progress.seeds, seconds=segments({}, lines(new.folder/'timing.jsonl'))[0]['seconds'])
     write_json(folder/'config.json', dict(info, seeds=list(order), segments=[*was, way]) | founders)
+    for c in checkpoints(folder): # of the founders alone, of no more use
+        if c not in both: shutil.rmtree(c)
     shutil.rmtree(new.folder)
 
 def change(
