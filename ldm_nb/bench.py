@@ -111,20 +111,15 @@ def bench(
             begun = time.perf_counter()
             rows.append(step(p))
             walls.append(time.perf_counter() - begun)
-    def counting(step):
-        def one(p):
-            out = step(p)
             p.iteration += 1
-            return out
-        return one
     with compiling(faster and device == 'cpu'):
         with helpers(clock, cfg, world, gens, p, processes) as crew:
-            run(counting(crew.step if crew else lambda p: iterate(clock, cfg, world, gens, p)))
+            run(crew.step if crew else lambda p: iterate(clock, cfg, world, gens, p))
             if crew: crew.fetch(p)
     if faster and device != 'cpu': # the shares are those of the stages run one by one, the speed is the graph's
         first, recorded = dict(rows[-1]), Recorded(method, cfg, world, gens, warm=p.iteration)
         rows.clear(); walls.clear()
-        run(counting(lambda p: (recorded.step(p), wait(device), first)[-1]))
+        run(lambda p: (recorded.step(p), wait(device), first)[-1])
     rate = (before + rates())/2
     agent = method.agent(cfg, p.state, True)
     evaluate(world, agent, gens['eval'])

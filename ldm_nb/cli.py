@@ -252,7 +252,7 @@ def start_check(
     found = examine(run.run)
     if found[0][1] == 'whole':
         try: assemble(run.run, device='cpu')
-        except RunError as e: found[0] = ('config.json', 'damaged', str(e))
+        except RunError as e: found[0] = ('config.json', 'unfit', str(e))
     width = max(len(name) for name, _, _ in found)
     sys.stdout.write(''.join(f'{word:9} {name:{width}}  {said}\n' for name, word, said in found))
     sys.stdout.write(f'\n{recovery(run.run, found)}\n')

@@ -62,7 +62,7 @@ def serve(
     answer, # word -> answer
 )->None:
     "Answer until the line ends; what goes wrong is told to the master, unless that one is gone"
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN) # the master's to answer, who may need us to save
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN) # the master's to answer
     torch.set_num_threads(1)
     for x in others: x.close()
     while True:
@@ -87,6 +87,7 @@ def start(
     there.close()
     return here, process
 
+# %% ../nbs/53_crew.ipynb #3c9a5333
 class Gone(RuntimeError):
     "Another process of this run has failed or was killed; the message says what is known"
     killed = 'a process of this run has died: it was killed, or the machine ran out of memory'

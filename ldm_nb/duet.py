@@ -85,8 +85,7 @@ class Duet:
 
     def fetch(self, progress:Progress)->None:
         "Bring the stack and its generators up to date, as they must be before an evaluation or a checkpoint"
-        tell(self.line, ('save', [s in progress.frozen for s in progress.seeds]))
-        heard(self.line)
+        tell(self.line, ('save', [s in progress.frozen for s in progress.seeds])); heard(self.line)
         progress.state = progress.state | {k: progress.state[k] | {self.name: v} for k, v in self.home.items()}
         gens = {k: g for k, g in self.gens.items() if k != 'eval'}
         if not self.after: self.after = noise_state(gens)

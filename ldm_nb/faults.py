@@ -11,7 +11,7 @@ from .runs import (RunError, Damaged, Newer, checkpoints, lines, measured, read_
 
 # %% ../nbs/57_faults.ipynb #fa170007
 VERDICTS = dict(whole='as it was written', unsealed='can be read, but was made before there were checksums',
-                unfit='whole, but what was measured before it is missing', damaged='not what was written', later='of a later version')
+                unfit='whole, but of no use here: what was measured before it is missing, or a setting is unknown', damaged='not what was written', later='of a later version')
 
 def verdict(
     folder, path, # a run; one of its files

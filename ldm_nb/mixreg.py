@@ -14,10 +14,11 @@ from .core import draw
 from .tasks import World
 from .encoder import EncoderSize
 from .policy import PolicySize, policy
-from .onpolicy import A2C, gae, a2c_losses
+from .onpolicy import A2C, a2c_losses
 from .rollout import Traj
-from .trainer import Method, task_return
-from .rl2 import init, agent, rollout_noise, collect, contexts_before, policy_step
+from .trainer import Method
+from . import rl2
+from .rl2 import init, agent, rollout_noise, collect, contexts_before, supervision
 
 # %% ../nbs/73_mixreg.ipynb #73e00007
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Mixing:
     "Settings of the mixture of two tasks"
     alpha:float = .2 # of the weights' distribution Beta(alpha, alpha); Wang et al. 2020
     mixed_at:str = 'inputs' # 'inputs': before Encoder-p (ours: as the original mixes); 'latents': behind it
-    supervision:str = 'mixed' # returns and advantages 'mixed' (Wang et al. 2020) or the 'dominant' task's (their mixobs)
+    supervision:str = 'mixed' # of returns and advantages: 'mixed' or the 'dominant' task's; Wang et al. 2020
 
 @dataclass(frozen=True)
 class Mixreg:
@@ -86,12 +87,11 @@ def mixed_losses(
     def losses(cfg, p, traj):
         w = step_weights(traj.end, noise['partner'], noise['weight'])
         def mix(x): return blend(x, noise['partner'], w)
-        obs = torch.cat([blend(traj.obs[:, :1], noise['partner'], w[:, :1]), mix(traj.obs[:, 1:])], 1)
-        advantage = gae(traj.reward, traj.value, traj.done, cfg.a2c)
-        target = advantage + traj.value[:, :-1]
+        obs = blend(traj.obs, noise['partner'], torch.cat([w[:, :1], w], 1))
+        advantage, target = supervision(cfg.a2c, traj)
         if cfg.mixing.supervision == 'mixed': advantage, target = mix(advantage), mix(target)
-        if cfg.mixing.mixed_at == 'inputs': context = contexts_before(p['encoder'], traj._replace(obs=obs, reward=mix(traj.reward)))
-        else: context = mix(contexts_before(p['encoder'], traj))
+        if cfg.mixing.mixed_at == 'latents': context = mix(contexts_before(p['encoder'], traj))
+        else: context = contexts_before(p['encoder'], traj._replace(obs=obs, reward=mix(traj.reward)))
         logits, value = policy(p['heads'], context, obs[:, :-1] if cfg.policy.state_conditioned else None)
         return a2c_losses(logits, value, traj.action, advantage, target)
     return losses
@@ -112,9 +112,6 @@ def update(
     iteration:int, # counted from 0
 )->tuple: # state, metrics (name -> [S])
     "One update from one rollout, on mixtures of its tasks"
-    metrics = {'return': task_return(world, traj, cfg.workers)}
-    if cfg.a2c.skip_first_update and iteration == 0: return state, metrics
-    params, opt, more = policy_step(cfg, state['params'], state['opt'], traj, mixed_losses(noise['mixing']))
-    return dict(state, params=params, opt=opt), metrics | more
+    return rl2.update(cfg, world, state, traj, noise, iteration, mixed_losses(noise['mixing']))
 
 METHOD = Method('mixreg', Mixreg, init, draw_noise, collect, update, agent, stages=dict(policy=update))

@@ -251,7 +251,7 @@ def test_list(capsys):
     assert code == 0 and 'gridworld-extrapolation' in out and '--kl-weight' in out and 'per-dimension' in out
     assert ldm(capsys, '--version')[1].startswith('ldm_nb ')
 
-@pytest.mark.parametrize('command', ['train', 'resume', 'evaluate', 'plot', 'record', 'list'])
+@pytest.mark.parametrize('command', ['train', 'resume', 'check', 'evaluate', 'plot', 'record', 'reproduce', 'bench', 'list'])
 def test_help(command, capsys):
     code, out, _ = ldm(capsys, command, '--help')
     assert code == 0 and 'usage: ldm ' + command in out
