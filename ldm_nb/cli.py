@@ -23,7 +23,7 @@ from .compile import compiler_trouble
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     segment, segments, check_name, record)
 from .lock import locked
-from .faults import examine, recovery
+from .faults import BAD, examine, recovery
 from .evaluate import table, draw_curves
 from .jobs import most, execute, restore, finished, look, pictures, telling
 from .stacks import change, pending
@@ -186,7 +186,8 @@ def news(
         else: plain[k] = a, b
     other = {k: (a, b) for k, (a, b) in plain.items() if a != b and k not in ('cores', 'ldm_nb')}
     if not other: return ''
-    same = 'the same to the last bit' if set(other) == {'threads'} else 'equal in distribution from here on, not to the last bit'
+    same = 'equal in distribution from here on, not to the last bit'
+    if set(other) == {'threads'}: same = 'the same to the last bit'
     what = ', '.join(f'{k} {str(a)[:12]} -> {str(b)[:12]}' for k, (a, b) in other.items())
     return f'a new segment: {what}; results are {same}'
 
@@ -235,8 +236,8 @@ def resumed(
     job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device))
     if frames: job.info['frames'] = iterations(job.cfg, job.world, frames)*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
-    if job.frames > job.info['frames']:
-        raise ValueError(f"frames are {job.info['frames']:,}, but {run.run} has {job.frames:,} a seed already: ask for more")
+    if job.frames > (wanted := job.info['frames']):
+        raise ValueError(f'frames are {wanted:,}, but {run.run} has {job.frames:,} a seed already: ask for more')
     return job
 
 # %% ../nbs/93_cli.ipynb #39dae240
@@ -256,7 +257,7 @@ def start_check(
     width = max(len(name) for name, _, _ in found)
     sys.stdout.write(''.join(f'{word:9} {name:{width}}  {said}\n' for name, word, said in found))
     sys.stdout.write(f'\n{recovery(run.run, found)}\n')
-    return int(any(word in ('damaged', 'unfit', 'later') for _, word, _ in found))
+    return int(any(word in BAD for _, word, _ in found))
 
 # %% ../nbs/93_cli.ipynb #ef22cb65
 @dataclass(frozen=True)
@@ -398,12 +399,12 @@ def piece(
     stop, # as `over` of `execute`
 ): # a function as `reproduce` wants it
     "Begins a run or goes on with it, until it is finished or time is over"
-    threads = str(run.threads)*bool(run.threads)
+    threads = ['--threads', str(run.threads)]*bool(run.threads)
     def work(folder, e, seeds):
         if stop(): return 130
         try:
             if not (Path(folder)/'config.json').exists():
-                return start_train([*command(e, seeds), *(['--threads', threads] if threads else []), '--out', str(folder)], stop)
+                return start_train([*command(e, seeds), *threads, '--out', str(folder)], stop)
             more = '' if read_config(folder)['frames'] >= budget(e) else f'{e.frames:g}'
             return start_resume(Resume(str(folder), more, threads=run.threads), stop)
         except Diverged: return 0 # every seed is frozen, which its record says

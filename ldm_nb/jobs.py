@@ -89,9 +89,11 @@ def restore(
     if some and not p:
         p = newest(job, None, lambda text: None)
         if not p: raise Damaged(f'no checkpoint of {job.folder} can be read; nothing was changed')
-        warn(f'{job.folder}/metrics.jsonl lacks evaluations of before every checkpoint: they are lost, the training goes on')
+        warn(f'{job.folder}/metrics.jsonl lacks evaluations of before every checkpoint: '
+             'they are lost, the training goes on')
     if not some and (job.folder/'weights.safetensors').exists():
-        raise Damaged(f'{job.folder} has weights but no checkpoint to go on from; ldm evaluate, plot and record still work')
+        raise Damaged(f'{job.folder} has weights but no checkpoint to go on from; '
+                      'ldm evaluate, plot and record still work')
     if not some and rows: warn(f'{job.folder} has no checkpoint: the run begins again')
     job.progress = p or job.progress
     trim_metrics(job.folder, job.frames if p else -1, job.info['seeds'])

@@ -16,11 +16,12 @@ from .runs import RunError
 def locked(
     folder, # of a run
 ):
-    "Within it no other process is at work in the folder; raises `RunError` where one is, or where nothing can be written"
+    "Within it no other process is at work in the folder; raises `RunError` where one is, or on a read-only disk"
     path = Path(folder)/'lock'
     try: f = open(path, 'a+', encoding='utf-8')
     except OSError as e:
-        raise RunError(f'cannot write to {folder}: {e.strerror}; to go on elsewhere, copy the folder and resume the copy') from None
+        raise RunError(f'cannot write to {folder}: {e.strerror}; '
+                       'to go on elsewhere, copy the folder and resume the copy') from None
     with f:
         try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

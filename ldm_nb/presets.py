@@ -113,8 +113,8 @@ CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head
 RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6),
               kl_weight=(0, 1e9), beta=(1e-3, 1e3), policy_lr=(0, 10), encoder_lr=(0, 10), vae_lr=(0, 10),
               max_grad_norm=(1e-9, 1e9), workers=(1, 4096), mixture_workers=(0, 4096), precollect=(0, 10**12),
-              action_embedding=(0, 4096), alpha=(.01, 1e3), posteriors=(0, 10**6), transitions=(0, 10**6), vae_updates=(0, 1000),
-              buffer_size=(1, 10**8))
+              action_embedding=(0, 4096), alpha=(.01, 1e3), posteriors=(0, 10**6), transitions=(0, 10**6),
+              vae_updates=(0, 1000), buffer_size=(1, 10**8))
 
 def check(
     cfg, # settings of a method
@@ -197,14 +197,19 @@ def whole_number(low, high): return lambda x: type(x) is int and low <= x <= hig
 def list_of(ok): return lambda x: isinstance(x, list) and all(map(ok, x))
 
 # entry of config.json -> may it be so?, in words
-FIELDS = dict(world=(lambda x: x in list(WORLDS), f'one of {list(WORLDS)}'), method=(lambda x: x in list(METHODS), f'one of {list(METHODS)}'),
+FIELDS = dict(
+    world=(lambda x: x in list(WORLDS), f'one of {list(WORLDS)}'),
+    method=(lambda x: x in list(METHODS), f'one of {list(METHODS)}'),
     seeds=(lambda x: list_of(whole_number(0, 2**31 - 1)[0])(x) and 0 < len(set(x)) == len(x) <= 1024,
            '1 to 1024 different integers from 0 to 2147483647'),
     frames=whole_number(1, 10**13), threads=whole_number(1, 4096), checkpoint_every=whole_number(1, 10**12),
     device=(lambda x: isinstance(x, str) and re.fullmatch(r'cpu|cuda(:\d+)?', x), 'cpu or cuda'),
-    config=(lambda x: isinstance(x, dict), 'a table of settings'), compile=(lambda x: isinstance(x, bool), 'true or false'),
-    preset=(lambda x: x in PRESETS, f'one of {list(PRESETS)}'), variant=(lambda x: x is None or isinstance(x, str), 'a name or null'),
-    segments=(list_of(lambda x: isinstance(x, dict) and type(x.get('frames')) is int), 'a list of segments with their frames'))
+    config=(lambda x: isinstance(x, dict), 'a table of settings'),
+    compile=(lambda x: isinstance(x, bool), 'true or false'),
+    preset=(lambda x: x in PRESETS, f'one of {list(PRESETS)}'),
+    variant=(lambda x: x is None or isinstance(x, str), 'a name or null'),
+    segments=(list_of(lambda x: isinstance(x, dict) and type(x.get('frames')) is int),
+              'a list of segments with their frames'))
 OPTIONAL = 'compile', 'preset', 'variant', 'segments'
 KINDS = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a word', tuple: 'a list of integers'}
 
@@ -212,7 +217,7 @@ KINDS = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a wo
 def fit(
     info:dict, # content of a config.json
 )->dict: # its settings, as `override` wants them
-    "Raises `ValueError` naming the first entry or setting that is missing or of the wrong kind, its value and what is allowed"
+    "Raises `ValueError` naming the first entry or setting that is missing or wrong, its value and what is allowed"
     for k, (ok, allowed) in FIELDS.items():
         if k in info and not ok(info[k]): raise ValueError(f'{k} is {info[k]!r:.60}: allowed is {allowed}')
         if k not in info and k not in OPTIONAL: raise ValueError(f'{k} is missing: allowed is {allowed}')

@@ -310,6 +310,6 @@ def whose(
     groups = {}
     for label, n in nets.items(): groups.setdefault((tuple(n.seeds), n.frames), []).append(
         f'{label:g}' if isinstance(label, float) else str(label))
-    said = [f"{setting} {', '.join(l)}: seeds {', '.join(map(str, seeds))} after {frames/1e6:.1f} million frames".strip()
-            for (seeds, frames), l in groups.items()]
+    said = [f"{setting} {', '.join(l)}: seeds {', '.join(map(str, seeds))} after {n/1e6:.1f} million frames".strip()
+            for (seeds, n), l in groups.items()]
     return f"Networks: {'; '.join(said)}." if said else ''

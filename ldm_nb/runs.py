@@ -99,10 +99,11 @@ def check_format(
     number, # that it carries
 )->None:
     "Raises `Newer` where a file is of a later form, `Damaged` where its number makes no sense"
-    if type(number) is not int or number < 1: raise Damaged(f'{path} is damaged: format is {number!r:.40}: allowed is 1 to {FORMAT}')
+    if type(number) is not int or number < 1:
+        raise Damaged(f'{path} is damaged: format is {number!r:.40}: allowed is 1 to {FORMAT}')
     if number > FORMAT:
-        raise Newer(f'{path} is of format {number}, written by a later version of ldm_nb; this one, {version("ldm-nb")}, '
-                    f'reads formats up to {FORMAT}: update ldm_nb')
+        raise Newer(f'{path} is of format {number}, written by a later version of ldm_nb; '
+                    f'this one, {version("ldm-nb")}, reads formats up to {FORMAT}: update ldm_nb')
 
 # %% ../nbs/52_runs.ipynb #5ea1ed0e
 def create(
@@ -131,7 +132,8 @@ def read_config(
     try: config = json.loads(path.read_text(encoding='utf-8'))
     except OSError: raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
     except (ValueError, RecursionError) as e:
-        raise Damaged(f'{path} is damaged: {e}; make it anew by the run\'s command with another --out, and copy it here') from None
+        raise Damaged(f'{path} is damaged: {e}; '
+                      'make it anew by the command of the run with another --out, and copy it here') from None
     if not isinstance(config, dict): raise Damaged(f'{path} is damaged: it holds no settings but {config!r:.40}')
     check_format(path, config.get('format', 1))
     return config
@@ -158,7 +160,8 @@ def unseal(
         number = about.pop('format', 1)
         check_format(path, number)
         if seal or number > 1:
-            if sha256(data.replace(seal.encode(), b'0'*64, 1)).hexdigest() != seal: raise ValueError('the checksum differs')
+            blank = data.replace(seal.encode(), b'0'*64, 1)
+            if sha256(blank).hexdigest() != seal: raise ValueError('the checksum differs')
         tensors = load(data)
         return {k: tensors[k] for k in about.pop('names', tensors)}, about
     except RunError: raise
@@ -294,7 +297,8 @@ def load_checkpoint(
             if rows is None or 'measured' not in m: continue
             if seal_of(rows.get(s, [])[:m['measured'][0]]) != m['measured']:
                 raise ValueError(f'lines of seed {s} before it are missing in metrics.jsonl, or others')
-        if len(now := {(m['iteration'], m['count']) for m in meta}) > 1: raise ValueError('its seeds are of different iterations')
+        if len(now := {(m['iteration'], m['count']) for m in meta}) > 1:
+            raise ValueError('its seeds are of different iterations')
         t = nest({k: torch.cat([r[k] for r in tensors]) for k in tensors[0]})
         state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t.get('opt', {})))
         if buffer is not None:
@@ -303,7 +307,8 @@ def load_checkpoint(
         sums = tree_map(lambda x: x.to(device), t.get('sums', {}))
         (iteration, count), = now
         go_on_with_noise(gens, t['noise'], seeds, iteration)
-        return Progress(list(seeds), state, iteration, {m['seed']: m['frozen'] for m in meta if m['frozen']}, sums, count)
+        frozen = {m['seed']: m['frozen'] for m in meta if m['frozen']}
+        return Progress(list(seeds), state, iteration, frozen, sums, count)
     except Exception as e: raise Damaged(f'{path} does not fit: {e}') from None
 
 # %% ../nbs/52_runs.ipynb #240be985
