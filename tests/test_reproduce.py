@@ -47,7 +47,7 @@ def test_a_figure_and_its_missing_seeds(reproduce):
     path = reproduce.data/'gridworld-rl2.jsonl.gz'
     assert [r['seed'] for r in read_records(path)] == [4]
     code, out, _ = reproduce('3', '--list')
-    assert code == 0 and '| gridworld-rl2 | 3:5 | 4e+03 | missing: 1 seeds |' in out and 'hours are missing' in out
+    assert code == 0 and '| gridworld-rl2 | 3:5 | 4000 | missing: 1 seeds |' in out and 'hours are missing' in out
     assert reproduce('3')[0] == 0
     assert [r['seed'] for r in read_records(path)] == [3, 4]
 
