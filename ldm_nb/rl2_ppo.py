@@ -7,7 +7,7 @@ __all__ = ['METHOD', 'RL2PPO', 'setting_out', 'place', 'whole', 'remember', 'rem
            'draw_noise', 'Lived', 'some_of', 'some_noise', 'collect', 'memories_of', 'outputs', 'flat_rows', 'seen_by',
            'supervision', 'piece_losses', 'move', 'policy_steps', 'books', 'update']
 
-# %% ../nbs/74_rl2_ppo.ipynb #cdb40353
+# %% ../nbs/74_rl2_ppo.ipynb #66a921f2
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from .normal import moments, with_rows, standard, scaled, discounted
 from .rollout import Here, Piece, nowhere, live_on
 from .trainer import Method
 
-# %% ../nbs/74_rl2_ppo.ipynb #0fce9402
+# %% ../nbs/74_rl2_ppo.ipynb #990f1f29
 @dataclass(frozen=True)
 class RL2PPO:
     "RL2 with PPO"
@@ -37,7 +37,7 @@ class RL2PPO:
     policy:PolicySize = PolicySize(policy_latent=128, policy_layers=(128,)) # of actor and critic; release: MuJoCo
     ppo:PPO = PPO() # the policy's update
 
-# %% ../nbs/74_rl2_ppo.ipynb #33b626cf
+# %% ../nbs/74_rl2_ppo.ipynb #4b688f2d
 def setting_out(
     world:World, # whose workers
     S:int, B:int, # seeds, workers
@@ -57,7 +57,7 @@ def place(
     "Where everybody is"
     return Here(Trial(*(carried[k] for k in Trial._fields)), carried['obs'], carried['due'])
 
-# %% ../nbs/74_rl2_ppo.ipynb #b2cb5ebe
+# %% ../nbs/74_rl2_ppo.ipynb #db4f0415
 def whole(
     world:World, past:dict, # how tasks are packed; tasks so far
     s:int, b:int, n:int, # seed, worker, steps of its task
@@ -90,7 +90,7 @@ def remember(
     none = past['first'].new_empty(0, world.code_bytes, dtype=torch.uint8)
     return past, [torch.stack(x) if x else none for x in found], count
 
-# %% ../nbs/74_rl2_ppo.ipynb #6505dd88
+# %% ../nbs/74_rl2_ppo.ipynb #109c9d3b
 @torch.no_grad()
 def remembered(
     encoder:dict, past:dict, # an encoder's parameters; tasks under way
@@ -103,7 +103,7 @@ def remembered(
     hs = memories(joined(encoder), *rows, memory(encoder, n.shape[1])) # [S,L+1,B,H]
     return hs.gather(1, n[:, None, :, None].expand(-1, 1, -1, hs.shape[-1]))[:, 0]
 
-# %% ../nbs/74_rl2_ppo.ipynb #4f74559f
+# %% ../nbs/74_rl2_ppo.ipynb #923765a3
 def init(
     cfg:RL2PPO, world:World, # settings; for its sizes
     gens:dict, # of `generators`
@@ -125,7 +125,7 @@ def agent(
     p, s = state['params'], cfg.policy.state_conditioned
     return recurrent_agent(p['encoder'], p['heads'], s, greedy, partial(standard, p['seen']))
 
-# %% ../nbs/74_rl2_ppo.ipynb #623c7ade
+# %% ../nbs/74_rl2_ppo.ipynb #2b032350
 def rollout_noise(
     cfg, world:World, # a method's settings; for the noise of tasks and resets
     gens:dict, # of `generators`
@@ -149,7 +149,7 @@ class Lived(NamedTuple):
     here:Here # where they are afterwards
     h:Tensor # [S,B,H] what the policy remembered at the beginning
 
-# %% ../nbs/74_rl2_ppo.ipynb #bb64142f
+# %% ../nbs/74_rl2_ppo.ipynb #2d8621d7
 def some_of(
     tree, some:slice, # nested dict or tuple of [S,B,...]; which workers
 ):
@@ -175,7 +175,7 @@ def collect(
     some = some_noise(noise, slice(None))
     return Lived(*live_on(world, split, agent(cfg, state), place(carried), h, some), h)
 
-# %% ../nbs/74_rl2_ppo.ipynb #5b921df7
+# %% ../nbs/74_rl2_ppo.ipynb #af627348
 def memories_of(
     encoder:dict, # parameters that collect gradients
     piece:Piece, h:Tensor, # the piece; memory [S,B,H] before it
@@ -196,7 +196,7 @@ def outputs(
     if fixed is not None: context = torch.where(fixed[..., None], context.detach(), context)
     return policy(p['heads'], context, obs)
 
-# %% ../nbs/74_rl2_ppo.ipynb #0e31d889
+# %% ../nbs/74_rl2_ppo.ipynb #186ef02c
 def flat_rows(x): return x.flatten(1, 2) # [S,T,B,...] -> [S,T*B,...], step by step
 
 def seen_by(
@@ -218,14 +218,14 @@ def supervision(
     worth = then.view_as(reward)*~(piece.done & piece.died) # who dies in the last episode has nothing to come
     A = advantages(reward, value.view_as(reward), worth, piece.end, piece.done, cfg.ppo)
     logp = log_density(mean, params['heads']['log_std'], flat_rows(piece.action))
-    return dict(logp=logp, value=value, advantage=flat_rows(normalised(A)), target=flat_rows(A) + value)
+    return dict(logp=logp, value=value, advantage=flat_rows(A), target=flat_rows(A) + value)
 
-# %% ../nbs/74_rl2_ppo.ipynb #85c88451
+# %% ../nbs/74_rl2_ppo.ipynb #b3244cdf
 def piece_losses(
     cfg, p:dict, # a method's settings; encoder and heads, which collect gradients
     rows:Tensor, # [S,n] places of the minibatch, step by step
     before:Tensor, obs:Tensor, # [S,T,B,H]; of `seen_by`
-    action:Tensor, goal:dict, # [S,T,B,A]; of `supervision`
+    action:Tensor, goal:dict, # [S,T,B,A]; of `supervision`, with advantages brought to scale
     still:int, # so many first places have contexts that are constants
 )->dict: # name -> [S]
     "PPO's losses on a minibatch"
@@ -245,28 +245,29 @@ def move(
     params, opt = params | {k: v[0] for k, v in new.items()}, opt | {k: v[1] for k, v in new.items()}
     return params, opt, {f'{k}_norm': norm(v) for k, v in g.items()}
 
-# %% ../nbs/74_rl2_ppo.ipynb #074cc942
+# %% ../nbs/74_rl2_ppo.ipynb #e9fbcd6d
 def policy_steps(
     cfg, params:dict, opt:dict, # a method's settings; with encoder and heads, anything else is left alone
     piece:Piece, h:Tensor, reward:Tensor, # a piece; memory before it; its rewards as PPO sees them
     order:Tensor, # [S,epochs,minibatches,n] of `deal`
     names:tuple=('encoder', 'heads'), # the networks that learn
-    read=memories_of, # encoder, piece, h -> memory before and after each step
+    goal:dict=None, # of `supervision`; None: found out from the piece
 )->tuple: # params, opt, metrics (name -> [S])
     "PPO on one piece"
-    obs, goal, sums, count = seen_by(cfg, params, piece.before), None, {}, order.shape[1]*order.shape[2]
-    fixed = None if 'encoder' in names else read(params['encoder'], piece, h)
+    obs, sums, count = seen_by(cfg, params, piece.before), {}, order.shape[1]*order.shape[2]
+    fixed = None if 'encoder' in names else memories_of(params['encoder'], piece, h)
     for rows in order.flatten(1, 2).unbind(1):
         p = leaf({k: params[k] for k in names})
         p_all = params | p
-        before, after = fixed or read(p_all['encoder'], piece, h)
+        before, after = fixed or memories_of(p_all['encoder'], piece, h)
         if goal is None: goal = supervision(cfg, params, piece, reward, before.detach(), after.detach())
-        losses = piece_losses(cfg, p_all, rows, before, obs, piece.action, goal, piece.end.shape[2])
+        even = goal | dict(advantage=normalised(goal['advantage']))
+        losses = piece_losses(cfg, p_all, rows, before, obs, piece.action, even, piece.end.shape[2])
         params, opt, lengths = move(cfg.ppo, names, params, opt, total(losses, ppo_weights(cfg.ppo)), p)
         sums = {k: v.detach() + sums.get(k, 0.) for k, v in (losses | lengths).items()}
     return params, opt, {k: v/count for k, v in sums.items()}
 
-# %% ../nbs/74_rl2_ppo.ipynb #d174a7f1
+# %% ../nbs/74_rl2_ppo.ipynb #a24cc853
 def books(
     cfg, world:World, # a method's settings; where
     state:dict, lived:Lived, # of `init` or `update`; of `collect`
@@ -286,19 +287,19 @@ def books(
     carried = lived.here.trial._asdict() | dict(obs=lived.here.obs, due=lived.here.done, earned=so_far[:, -1] - paid, summed=summed)
     return scaled(scale, piece.reward), scale, carried, metrics
 
-# %% ../nbs/74_rl2_ppo.ipynb #79edfc11
+# %% ../nbs/74_rl2_ppo.ipynb #50b0d16a
 def update(
     cfg:RL2PPO, world:World, # settings; where
     state:dict, # of `init` or `update`
     lived:Lived, noise:dict, # of `collect`; of `draw_noise`
     iteration:int, # counted from 0
-    read=memories_of, # as in `policy_steps`
+    steps=policy_steps, # cfg, params, opt, Piece, h, reward, order -> params, opt, metrics
 )->tuple: # state, metrics (name -> [S])
     "One update from one piece"
     reward, scale, carried, metrics = books(cfg, world, state, lived)
     params, opt = state['params'], state['opt']
     if not (cfg.ppo.skip_first_update and iteration == 0):
-        params, opt, more = policy_steps(cfg, params, opt, lived.piece, lived.h, reward, noise['order'], read=read)
+        params, opt, more = steps(cfg, params, opt, lived.piece, lived.h, reward, noise['order'])
         metrics |= more
     past, _, _ = remember(world, state['opt']['carried']['past'], lived.piece, 0)
     params = params | dict(seen=with_rows(params['seen'], flat_rows(lived.piece.before)))
