@@ -12,12 +12,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .core import generators, compiling
 from .tasks import World
-from .trainer import Method, Progress, in_turn, iterate
+from .trainer import Method, Progress, frames_of, in_turn, iterate
 from .crew import Crew, shares
 from .compile import Recorded
 from .jobs import helpers
 from .evaluate import evaluate
-from .presets import INTERVAL
+from .presets import interval
 
 # %% ../nbs/91_bench.ipynb #91be0007
 def wait(device:str)->None: # 'cpu' or 'cuda'
@@ -89,7 +89,7 @@ def flop_per_frame(
     "Floating-point operations of matrix products in one iteration, per frame"
     with FlopCounterMode(display=False) as counter: iterate(method, cfg, world, gens, progress)
     progress.iteration += 1
-    return counter.get_total_flops()/(len(progress.seeds)*cfg.workers*world.steps)
+    return counter.get_total_flops()/(len(progress.seeds)*frames_of(cfg, world))
 
 # %% ../nbs/91_bench.ipynb #91be0010
 def bench(
@@ -102,7 +102,7 @@ def bench(
     faster:bool=False, # compiled, or on a GPU recorded
 )->dict: # see the glossary
     "Speed, shares, counted work and memory of training"
-    gens, frames = generators(seeds, device), cfg.workers*world.steps
+    gens, frames = generators(seeds, device), frames_of(cfg, world)
     p, clock, rows, walls = Progress(list(seeds), method.init(cfg, world, gens)), timed(method, device), [], []
     def rates(): return matmul_rate(device, processes, 10 if device == 'cpu' else 1000)
     before = rates()
@@ -126,7 +126,7 @@ def bench(
     begun = time.perf_counter()
     evaluate(world, agent, gens['eval'])
     wait(device)
-    looks = (time.perf_counter() - begun)*frames/INTERVAL
+    looks = (time.perf_counter() - begun)*frames/interval(world)
     names = [k for k in rows[0] if k != 'memory']
     spent = {k: median([r[k].mean().item() for r in rows[warm:]]) for k in names} | dict(evaluation=looks)
     parts = shares(len(seeds), min(processes, len(seeds)))

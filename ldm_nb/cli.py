@@ -17,7 +17,7 @@ import torch, tyro
 from . import __version__
 from .core import append_jsonl
 from .tasks import known
-from .trainer import Diverged
+from .trainer import Diverged, frames_of
 from .crew import Gone, keep_memory, cores
 from .compile import compiler_trouble
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
@@ -29,7 +29,7 @@ from .jobs import most, execute, restore, finished, look, pictures, telling
 from .stacks import change, pending
 from .bench import bench, report
 from .reproduce import budget, chosen, command, keep_weights, overview, read_table, reproduce, speed
-from .presets import (WORLDS, METHODS, PRESETS, FRAMES, SEEDS, changes, preset, settings, sources, check, assemble,
+from .presets import (WORLDS, METHODS, PRESETS, usual, method_of, changes, preset, settings, sources, check, assemble,
     parse_seeds, parse_frames, iterations, eval_every)
 
 # %% ../nbs/93_cli.ipynb #ef527b24
@@ -140,15 +140,15 @@ def describe(
     argv:list, # what follows `ldm train`, for the record
 )->dict: # the content of config.json
     "What a run folder says about its run; sets the device; raises `ValueError` for options that make no sense"
-    world, seeds = WORLDS[run.world](), parse_seeds(run.seeds or SEEDS[run.preset])
-    frames = parse_frames(run.frames or FRAMES[run.preset])
+    world, (frames, seeds) = WORLDS[run.world](), usual(run.world, run.preset)
+    frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
     config = settings(check(cfg, world))
-    threads = set_device(run.device, run.threads, most(METHODS[run.method].method, cfg, len(seeds)))
+    threads = set_device(run.device, run.threads, most(method_of(run.world, run.method), cfg, len(seeds)))
     faster = run.compile and can_compile(run.device)
     return dict(world=run.world, method=run.method, preset=run.preset, variant=run.variant or None, seeds=seeds,
-        frames=iterations(cfg, world, frames)*cfg.workers*world.steps, device=run.device,
+        frames=iterations(cfg, world, frames)*frames_of(cfg, world), device=run.device,
         threads=threads, compile=faster, checkpoint_every=run.checkpoint_every, config=config,
         tasks=world.family.splits['eval'].tasks.tolist(), command=shlex.join(['ldm', 'train', *without(argv, '--out')]),
         commit=commit(), versions=versions(), machine=machine())
@@ -338,7 +338,7 @@ def start_list(
               for k, make in WORLDS.items()}
     out = ['worlds (tasks in each split)', *(f'  {k:24} {v}' for k, v in worlds.items())]
     out += ['', 'methods', *(f'  {k:24} {e.about}' for k, e in METHODS.items())]
-    out += ['', 'presets', *(f'  {p:24} {FRAMES[p]:,} frames a seed, seeds {SEEDS[p]}' for p in PRESETS)]
+    out += ['', 'presets', *(f'  {p:24} {f:,} frames a seed, seeds {s}' for p in PRESETS for f, s in [usual(run.world, p)])]
     which = f'settings of {run.method} on {run.world}, preset {run.preset}'
     out += ['', f'{which} (--method, --world and --preset show others)']
     values = {k: ' '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in settings(cfg).items()}
@@ -367,7 +367,7 @@ def start_bench(
     "`ldm bench`; raises `ValueError` for unknown names and numbers that make no sense"
     cfg, seeds = preset(run.world, run.method, run.preset), parse_seeds(run.seeds)
     if not 1 <= run.iterations <= 10_000: raise ValueError(f'iterations is {run.iterations}: allowed is 1 to 10000')
-    method = METHODS[run.method].method
+    method = method_of(run.world, run.method)
     processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
     faster = run.compile and can_compile(run.device)
     try:

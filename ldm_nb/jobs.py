@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .core import flat, generators, append_jsonl, compiling
 from .buffer import stored
 from .tasks import World
-from .trainer import Method, Progress, Diverged, train
+from .trainer import Method, Progress, Diverged, frames_of, train
 from .crew import Crew
 from .compile import Recorded
 from .duet import Duet
@@ -40,7 +40,7 @@ class Job:
     @property
     def chunk(self)->int:
         "Frames of an iteration, of one seed"
-        return self.cfg.workers*self.world.steps
+        return frames_of(self.cfg, self.world)
 
     @property
     def parts(self)->tuple:
@@ -283,7 +283,10 @@ def in_buffer(
     job:Job, # of a method with a buffer or without
 )->int: # tasks a seed
     "Tasks that the buffer of a job holds"
-    return stored(job.cfg, job.progress.iteration) if 'buffer' in job.progress.state else 0
+    if 'buffer' not in job.progress.state: return 0
+    tasks = job.progress.state['opt'].get('carried', {}).get('tasks')
+    if tasks is None: return stored(job.cfg, job.progress.iteration)
+    return min(job.cfg.vae.buffer_size, int(tasks[:, 0].max()))
 
 # %% ../nbs/65_jobs.ipynb #268f74ec
 def finish(
