@@ -108,10 +108,11 @@ def draw_curves(
     ceilings:dict=None, # key of a curve -> value of a dashed line, where one is known
     title:str='', # of the whole picture
 )->Figure:
-    "Train return, test return and test goals missed over frames: every seed thin, the mean over seeds thick"
+    "Train return, test return and, where they are counted, test goals missed over frames: every seed thin, the mean thick"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
+    names = {k: v for k, v in names.items() if all(k in r for rows in runs.values() for r in rows)}
     fig = Figure(figsize=(10, 3.1), dpi=100, layout='constrained')
-    axes = fig.subplots(1, 3)
+    axes = fig.subplots(1, len(names))
     for ax, (key, label) in zip(axes, names.items()):
         for i, (name, rows) in enumerate(runs.items()):
             colour = f'C{i % 10}'

@@ -157,7 +157,7 @@ def preset(
     values = {k: v for k, (v, _) in changes(world, method, name).items()}
     return override(method_of(world, method).config(), **values)
 
-# %% ../nbs/90_presets.ipynb #50a7f075
+# %% ../nbs/90_presets.ipynb #50a7f074
 # setting -> what it may be
 CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head'), dropout_mask=('pair', 'shared'),
                buffer=('ring', 'frozen'), weights=('scalar', 'per-dimension'), mixed=('samples', 'means'),
@@ -171,6 +171,7 @@ RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1
               action_embedding=(0, 4096), alpha=(.01, 1e3), posteriors=(0, 10**6), transitions=(0, 10**6),
               vae_updates=(0, 1000), buffer_size=(1, 10**8), ratio_clip=(1e-6, 1e6), epochs=(1, 1000))
 
+# %% ../nbs/90_presets.ipynb #50a7f075
 def check(
     cfg, # settings of a method
     world:World, # whose tasks bound `posteriors` and `transitions`

@@ -64,7 +64,7 @@ def whole(
 )->Tensor: # [C] uint8
     "A finished task, packed"
     valid = (torch.arange(world.steps, device=past['first'].device) < n).float()
-    def rows(k): return (past[k][s, :, b].T*valid).T[None, :, None]
+    def rows(k): return (past[k][s, :, b]*valid.view(-1, *[1]*(past[k].dim() - 3)))[None, :, None]
     obs = torch.cat([past['first'][s, b][None, None, None], rows('after')], 1)
     return world.pack(obs, rows('action'), rows('reward'), valid[None, :, None])[0, 0]
 
