@@ -98,7 +98,8 @@ def first_layer(
     e = embed(p, obs)[:, :, None] # [S,B,1,I,E]
     if mask is not None: e = e*mask/keep
     from_e = (e.flatten(1, -2) @ first['w'][:, D:]).unflatten(1, e.shape[1:-1])
-    return linear(dict(w=first['w'][:, :D], b=first['b']), m), from_e
+    more, w = -D % 4, first['w'][:, :D] # a multiple of four: then the BLAS takes one route for any S, also backwards
+    return linear(dict(w=F.pad(w, (0, 0, 0, more)), b=first['b']), F.pad(m, (0, more))), from_e
 
 def decode_pairs(
     p:dict, # parameters of a single-head decoder

@@ -393,21 +393,22 @@ def locomotion(
     silent:int=0, # inputs that are zero unless `contacts`
     contacts:bool=False, # real contact forces
     episodes:int=EPISODES, # N
+    horizon:int=HORIZON, # H
 )->World:
     "A world of MuJoCo"
     def step(state, task, action):
         after, failed = simulate(body, state, action)
         died = failed if healthy is None else failed | ~healthy(see(after))
         return after, reward(task, state, action, after).float(), died
-    code = codec(HORIZON*episodes, obs_dim, body.motors, 0 if contacts else silent)
-    return World(family, obs_dim=obs_dim, n_actions=0, action_dim=body.motors, horizon=HORIZON, episodes=episodes,
+    code = codec(horizon*episodes, obs_dim, body.motors, 0 if contacts else silent)
+    return World(family, obs_dim=obs_dim, n_actions=0, action_dim=body.motors, horizon=horizon, episodes=episodes,
                  start=partial(start, body, contacts), step=step, observe=see, reached=None, reward_kind='real',
                  target=lambda reward: reward, imagine=lambda output: output, cells=None, ceiling=None, places=None,
                  pack=code.pack, unpack=code.unpack, code_bytes=code.code_bytes, reset_noise=body.nq + body.nv,
-                 lost=partial(lost, healthy, HORIZON))
+                 lost=partial(lost, healthy, horizon))
 
 # %% ../nbs/12_locomotion.ipynb #3ac3f619
-def ant_direction(**how)->World: # contacts, episodes
+def ant_direction(**how)->World: # contacts, episodes, horizon
     """The ant that is to walk in a direction
 
     ```python
@@ -419,10 +420,10 @@ def ant_direction(**how)->World: # contacts, episodes
     """
     return locomotion(DIRECTION, ANT, see_direction, 27, reward_direction, upright, **how)
 
-def ant_goal(**how)->World: # contacts, episodes
+def ant_goal(**how)->World: # contacts, episodes, horizon
     "The ant that is to walk to a place"
     return locomotion(GOAL, ANT, see_goal, 113, reward_goal, silent=6*ANT.bodies, **how)
 
-def cheetah_velocity(**how)->World: # episodes
+def cheetah_velocity(**how)->World: # episodes, horizon
     "The half cheetah that is to run at a velocity"
     return locomotion(VELOCITY, CHEETAH, see_velocity, 20, reward_velocity, **how)

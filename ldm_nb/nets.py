@@ -37,8 +37,12 @@ def linear(
 )->Tensor: # [S,...,out]
     "Each seed's own affine map"
     rows, w, b = x.flatten(1, -2) if x.dim() > 3 else x, p['w'], p['b']
+    n, out = rows.shape[1], w.shape[2]
     if w.shape[1] == 1: y = rows*w + b
-    elif w.shape[2] == 1: y = (rows*w.transpose(1, 2)).sum(-1, keepdim=True) + b
+    elif out == 1: y = (rows*w.transpose(1, 2)).sum(-1, keepdim=True) + b
+    elif n % 4 and out % 4 and (n % 2 or out % 2):
+        b, w = (pad(a, (0, -out % 4)) for a in (b, w))
+        y = torch.baddbmm(b, rows, w)[..., :out]
     else: y = torch.baddbmm(b, rows, w)
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 3 else y
 

@@ -8,6 +8,7 @@ __all__ = ['LIMIT', 'TINY', 'moments', 'with_rows', 'standard', 'scaled', 'disco
 # %% ../nbs/33_normal.ipynb #e0aef353
 import torch
 from torch import Tensor
+from .core import row_sum
 
 # %% ../nbs/33_normal.ipynb #8c647e11
 def moments(
@@ -24,8 +25,9 @@ def with_rows(
     x:Tensor, # [S,n,F]
 )->dict: # the same tree
     "Moments of all rows so far and these (Chan et al. 1979)"
-    x, n, k = x.double(), m['count'][:, None], x.shape[1]
-    mean, var = x.mean(1), x.var(1, correction=0)
+    rows, n, k = x.double().transpose(1, 2).contiguous(), m['count'][:, None], x.shape[1]
+    mean = row_sum(rows, 2)/k
+    var = row_sum((rows - mean[..., None])**2, 2)/k
     delta, both = mean - m['mean'], n + k
     return dict(mean=m['mean'] + delta*k/both, var=(n*m['var'] + k*var)/both + delta**2*n*k/both**2, count=m['count'] + k)
 

@@ -113,14 +113,16 @@ def recurrent_agent(
     "Encoder-p, actor and critic as an agent"
     j, p = joined(encoder), heads_p
     trunks = [beside(p['actor'][k], p['critic'][k], shared=k == '0') for k in p['actor']]
-    first, *rest = *trunks, beside(p['mean' if 'mean' in p else 'logits'], p['value'], shared=not trunks)
+    out = p['mean' if 'mean' in p else 'logits']
+    A = out['b'].shape[2]
+    first, *rest = *trunks, beside(out, p['value'], shared=not trunks)
     O = first['w'].shape[1] - j['heads']['w'].shape[2] # numbers of the observation, which come before the context
     seen, first = first['w'][:, :O], after(dict(w=first['w'][:, O:], b=first['b']), j['heads'])
     def act(h, obs, u):
         x = linear(first, h)
         if state_conditioned: x = x + (normal(obs) if normal else obs) @ seen
         for layer in rest: x = linear(layer, each(torch.tanh, x))
-        likely, value = x[..., :-1], x[..., -1]
+        likely, value = x[..., :A], x[..., A]
         if 'mean' in p: return (likely if greedy else likely + spread(p['log_std'])*u), value
         return (likely.argmax(-1) if greedy else sample(likely, u)), value
     def observe(h, obs, action, reward): return advance(j, h, obs, action, reward)
