@@ -272,11 +272,11 @@ def start_evaluate(
     job = finished(assemble(run.run, device='cpu'))
     out, N = look(job), job.world.episodes
     columns = ', '.join(job.world.family.columns)
-    head = [f'task: {columns}', *(f'episode {k + 1}' for k in range(N)), 'seeds that reach it']
-    lines = [table(job.world, out, job.info['method']), '', '| ' + ' | '.join(head) + ' |', '|---|' + '--:|'*(N + 1)]
+    head = [f'task: {columns}', *(f'episode {k + 1}' for k in range(N)), *['seeds that reach it']*('reached' in out)]
+    lines = [table(job.world, out, job.info['method']), '', '| ' + ' | '.join(head) + ' |', '|---|' + '--:|'*(len(head) - 1)]
     for k, task in enumerate(job.world.family.splits['eval'].tasks.tolist()):
-        hit, returns = out['reached'][:, k, -1], out['returns'][:, k].mean(0).tolist()
-        row = [', '.join(f'{x:g}' for x in task), *(f'{x:.2f}' for x in returns), f'{int(hit.sum())} of {len(hit)}']
+        row = [', '.join(f'{x:g}' for x in task), *(f'{x:.2f}' for x in out['returns'][:, k].mean(0).tolist())]
+        if 'reached' in out: row.append(f"{int(out['reached'][:, k, -1].sum())} of {len(out['reached'])}")
         lines.append('| ' + ' | '.join(row) + ' |')
     sys.stdout.write('\n'.join(lines) + '\n')
     return 0
