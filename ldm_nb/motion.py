@@ -162,7 +162,7 @@ def draw_speeds(
         ax.axhline(tasks[b, 0].item(), color='k', ls='--', lw=1.2)
         earned = returns(motion, N, b, s)
         ax.set_title(f'{kind_of[b]}, {tasks[b, 0]:g} m/s\nreturns {earned[0]:.0f}, {earned[-1]:.0f}', fontsize=9)
-        ax.tick_params(labelbottom=i + 4 >= len(tasks)); ax.set(xlim=(0, t[-1]))
+        ax.tick_params(labelbottom=i + 4 >= len(tasks)); ax.set(xlim=(0, t[-1].item()))
         if i + 4 >= len(tasks): ax.set_xlabel('time (s)')
     for ax in axes[:, 0]: ax.set_ylabel('velocity (m/s)')
     keys = [key('wanted', color='k', ls='--', lw=1.2), key('episode 1', color='dimgrey', lw=1)]
@@ -387,6 +387,7 @@ def shots(
     with renderer(model) as shoot:
         for t in range(len(states)) if which is None else which:
             data.qpos[:], data.qvel[:] = p.qpos[t], p.qvel[t]
+            model.light_pos[:, :2] = torso[t, :2] # else the shadow stays behind
             mujoco.mj_forward(model, data)
             camera.lookat[:] = *torso[t, :2], view.height
             mujoco.mjv_updateScene(model, data, option, None, camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
