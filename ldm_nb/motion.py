@@ -99,7 +99,7 @@ def returns(
     return [motion.reward[s, motion.episode[s, :, b] == k, b].sum().item() for k in range(episodes)]
 
 # %% ../nbs/64_motion.ipynb #64a0000f
-WINDOW = 11 # steps averaged; ours: longer than a stride, shorter than what an agent needs to change its speed
+WINDOW = 11 # steps averaged; ours: longer than a stride, shorter than it takes to speed up
 
 def smooth(
     x:Tensor, # [L]
@@ -294,8 +294,8 @@ def mark_direction(
 )->tuple: # Rods, words
     "An arrow on the ground, from below the torso"
     (x, y, _), angle = torso[-1], float(task[0])
-    tip = x + 1.8*math.cos(angle), y + 1.8*math.sin(angle), .02
-    return [Rod('ARROW', .06, (x, y, .02), tip, RED), *trail(torso)], f'wanted: {math.degrees(angle):.0f} degrees'
+    tip = x + 2.2*math.cos(angle), y + 2.2*math.sin(angle), .02
+    return [Rod('ARROW', .08, (x, y, .02), tip, RED), *trail(torso)], f'wanted: {math.degrees(angle):.0f} degrees'
 
 def mark_goal(
     task:np.ndarray, torso:np.ndarray, # [2] m; [l,3] m, so far
