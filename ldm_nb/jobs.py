@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Job', 'job', 'newest', 'restore', 'finished', 'Sink', 'look', 'measure', 'most', 'processes', 'helpers', 'Stop',
-           'save', 'way_on', 'telling', 'execute', 'in_buffer', 'finish', 'pictures', 'map_pictures']
+           'save', 'way_on', 'telling', 'execute', 'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
 
 # %% ../nbs/65_jobs.ipynb #51c5876f
 import math, signal, sys, time
@@ -24,6 +24,7 @@ from .runs import (RunError, Damaged, Newer, write_file, save_checkpoint, load_c
     save_weights, load_weights, measured, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
 from .pictures import draw_dreams, draw_path
+from .motion import view, watch, resets
 
 # %% ../nbs/65_jobs.ipynb #d35c797a
 @dataclass
@@ -312,6 +313,7 @@ def pictures(
     best = job.world.ceiling and {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')}
     figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)}
     if job.world.places is not None: figs |= map_pictures(job, name)
+    if view(job.world): figs |= motion_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))
     return [job.folder/file for file in figs]
 
@@ -334,3 +336,15 @@ def map_pictures(
         goals, weights, dreams = (x[0].cpu() for x in job.method.dreams(job.cfg, world, state, gens))
         figs['imagined.png'] = draw_dreams(world, goals, weights, dreams, f'{name}, seed {seed}: imagined tasks')
     return figs
+
+# %% ../nbs/65_jobs.ipynb #65a00002
+def motion_pictures(
+    job:Job, # finished, in a world that has a `View`
+    name:str, # of world and method, for the title
+)->dict: # file name -> Figure
+    "Paths or velocities in the fixed tasks, of the stack's first seed"
+    world, seeds, device = job.world, job.progress.seeds, job.info['device']
+    tasks = world.family.splits['eval'].tasks.to(device)
+    agent = job.method.agent(job.cfg, job.progress.state, True)
+    motion = watch(world, agent, tasks.expand(len(seeds), -1, -1), resets(world, seeds, len(tasks), device))
+    return {'motion.png': view(world).figure(world, motion, f'{name}, seed {seeds[0]}')}
