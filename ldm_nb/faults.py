@@ -70,7 +70,7 @@ def examine(
         if (path := folder/name).exists(): out.append(verdict(folder, path, lambda: look_at_lines(path, want)))
     if not out[1:] or out[1][1] == 'whole': rows = measured(folder)
     for c in checkpoints(folder):
-        names = {f'seed-{s}.pt' for s in seeds or []} | {p.name for p in c.glob('seed-*.pt')}
+        names = {f'seed-{s}.pt' for s in seeds} if seeds else {p.name for p in c.glob('seed-*.pt')}
         out += [verdict(folder, c/n, lambda: look_at_seed(c/n, rows)) for n in sorted(names)]
     path = folder/'weights.safetensors'
     def weights(): return 'whole', f"{unseal(path)[1]['frames']:,} frames a seed"

@@ -21,7 +21,7 @@ from .crew import Crew
 from .compile import Recorded
 from .duet import Duet
 from .runs import (RunError, Damaged, Newer, write_file, save_checkpoint, load_checkpoint, mend, checkpoints,
-    save_weights, load_weights, measured, trim_metrics, curves)
+    thin, save_weights, load_weights, measured, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
 from .pictures import draw_dreams, draw_path
 
@@ -96,6 +96,7 @@ def restore(
                       'ldm evaluate, plot and record still work')
     if not some and rows: warn(f'{job.folder} has no checkpoint: the run begins again')
     job.progress = p or job.progress
+    thin(job.folder, job.progress.iteration)
     trim_metrics(job.folder, job.frames if p else -1, job.info['seeds'])
     return job
 
@@ -223,7 +224,8 @@ def save(
     job:Job, # to be saved
     clock:dict, # at (seconds) of the timing line before; updated
 )->None:
-    "A checkpoint, and a timing line with what it cost"
+    "A checkpoint, and a timing line with what it cost; nothing where no iteration is done"
+    if not job.progress.iteration: return
     start = time.monotonic()
     save_checkpoint(job.folder, job.progress, job.gens, in_buffer(job))
     now = time.monotonic()

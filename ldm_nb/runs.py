@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'CURVES', 'flush', 'write_file', 'write_json', 'versions', 'commit', 'machine', 'RunError',
            'Damaged', 'Newer', 'check_format', 'create', 'read_config', 'sealed', 'unseal', 'lines', 'measured',
-           'seal_of', 'seed_file', 'save_checkpoint', 'mend', 'checkpoints', 'go_on_with_noise', 'read_seed',
+           'seal_of', 'seed_file', 'save_checkpoint', 'checkpoints', 'thin', 'mend', 'go_on_with_noise', 'read_seed',
            'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments', 'curves',
            'check_name', 'record', 'read_records']
 
@@ -236,23 +236,40 @@ def save_checkpoint(
     finally: shutil.rmtree(tmp, ignore_errors=True) # a full disk needs the room
     flush(folder)
     shutil.rmtree(was, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]: shutil.rmtree(old)
+    thin(folder, progress.iteration, keep)
     return out
 
 # %% ../nbs/52_runs.ipynb #5ea1ed07
-def mend(
-    folder, # of a run that no other process is at work in
-)->None:
-    "Undo what a process that was killed between two renames has left"
-    for was in Path(folder).glob('checkpoint-*.was'):
-        if not was.with_suffix('').exists(): was.rename(was.with_suffix(''))
-
 def checkpoints(
     folder, # of a run
 )->list:
-    "The checkpoint folders of a run, oldest first"
-    found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', p.name)]
+    "The checkpoint folders of a run, oldest first; not one of before the first iteration, which is no gain"
+    found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-[1-9]\d*', p.name)]
     return sorted(found, key=lambda p: int(p.name.split('-')[1]))
+
+def thin(
+    folder, # of a run
+    iteration:int, # later checkpoints, which a run that went back has left, do not count
+    keep:int=2, # checkpoints to keep
+)->None:
+    "Drop old checkpoints; each loses its name before its files, so that none is ever seen in part"
+    gone = Path(folder)/'checkpoint.gone'
+    for old in [c for c in checkpoints(folder) if int(c.name.split('-')[1]) <= iteration][:-keep]:
+        shutil.rmtree(gone, ignore_errors=True) # of a process that was killed
+        os.rename(old, gone)
+        shutil.rmtree(gone)
+
+# %% ../nbs/52_runs.ipynb #5ea1ed10
+def mend(
+    folder, # of a run that no other process is at work in
+)->None:
+    "Undo what a process that was killed between two renames has left, and drop what it had not finished"
+    for was in Path(folder).glob('checkpoint-*.was'):
+        if was.with_suffix('').exists(): shutil.rmtree(was)
+        else: was.rename(was.with_suffix(''))
+    for left in (*Path(folder).glob('*.tmp'), Path(folder)/'checkpoint.gone'):
+        if left.is_dir(): shutil.rmtree(left)
+        else: left.unlink(missing_ok=True)
 
 # %% ../nbs/52_runs.ipynb #46f2bc52
 def go_on_with_noise(
