@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noise_state', 'tree_map', 'flat', 'nest', 'take',
            'stack', 'lift', 'choose', 'each', 'row_sum', 'on', 'compiling', 'is_compiling', 'hot', 'read_jsonl',
-           'append_jsonl']
+           'naming', 'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
 import json, math, os
@@ -240,13 +240,23 @@ def read_jsonl(
     return out
 
 # %% ../nbs/00_core.ipynb #cf30e027
+@contextmanager
+def naming(
+    path, # of a file
+):
+    "Within it an `OSError` that names no file, such as a full disk's, names this one"
+    try: yield
+    except OSError as e:
+        if e.errno and e.filename is None: e.filename = str(path)
+        raise
+
 def append_jsonl(
     path, # a `.jsonl` file; made where there is none
     records:list, # of dicts
 )->None:
     "Append `records`, one line each, in one write, and have them on disk"
     lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
-    with open(path, 'a', encoding='utf-8') as f:
+    with naming(path), open(path, 'a', encoding='utf-8') as f:
         f.write(lines)
         f.flush()
         os.fsync(f.fileno())

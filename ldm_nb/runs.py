@@ -18,7 +18,7 @@ from importlib.metadata import version, PackageNotFoundError
 import torch
 from safetensors.torch import load, save
 from .core import (flat, nest, take, tree_map, generators, noise_state, set_noise_state, read_jsonl,
-    append_jsonl)
+    append_jsonl, naming)
 from .trainer import Progress
 
 # %% ../nbs/52_runs.ipynb #db7a0081
@@ -38,11 +38,12 @@ def write_file(
     path = Path(path)
     tmp = path.with_name(path.name + '.tmp')
     try:
-        tmp.unlink(missing_ok=True) # of a process that was killed
-        write(tmp)
-        flush(tmp)
-        os.replace(tmp, path)
-        flush(path.parent)
+        with naming(path):
+            tmp.unlink(missing_ok=True) # of a process that was killed
+            write(tmp)
+            flush(tmp)
+            os.replace(tmp, path)
+            flush(path.parent)
     finally:
         with suppress(OSError): tmp.unlink(missing_ok=True)
 
