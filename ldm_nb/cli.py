@@ -22,7 +22,7 @@ from .crew import Gone, keep_memory, cores
 from .compile import compiler_trouble
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     segment, segments, check_name, record)
-from .lock import locked
+from .lock import locked, at_work
 from .faults import BAD, examine, recovery
 from .evaluate import table, draw_curves
 from .jobs import most, execute, restore, finished, look, pictures, telling
@@ -267,12 +267,13 @@ def start_check(
     run:Check, # the options
 )->int: # exit status: 1 if any file is damaged
     "`ldm check`; raises `RunError` where the folder holds no run"
-    found = examine(run.run)
+    busy, found = at_work(run.run), examine(run.run)
     if found[0][1] == 'whole':
         try: assemble(run.run, device='cpu')
         except RunError as e: found[0] = ('config.json', 'unfit', str(e))
     width = max(len(name) for name, _, _ in found)
     sys.stdout.write(''.join(f'{word:9} {name:{width}}  {said}\n' for name, word, said in found))
+    if busy: sys.stdout.write(f'\nprocess {busy} is at work here: what it writes just now may look damaged\n')
     sys.stdout.write(f'\n{recovery(run.run, found)}\n')
     return int(any(word in BAD for _, word, _ in found))
 

@@ -232,11 +232,12 @@ def read_jsonl(
     path, # a `.jsonl` file
 )->list: # one dict per line
     "The records of a file of JSON lines; raises `ValueError` where a line other than a torn last one is damaged"
-    lines, out = Path(path).read_text(encoding='utf-8').split('\n'), []
+    lines, out = Path(path).read_bytes().split(b'\n'), []
     for i, l in enumerate(lines, 1):
-        try: out += [json.loads(l)] if l.strip() else []
-        except json.JSONDecodeError as e:
-            if i < len(lines): raise ValueError(f'{path}, line {i}: not a JSON record ({e.msg})') from None
+        try: out += [json.loads(l.decode())] if l.strip() else []
+        except ValueError as e: # UnicodeDecodeError is one
+            why = getattr(e, 'msg', 'no text')
+            if i < len(lines): raise ValueError(f'{path}, line {i}: not a JSON record ({why})') from None
     return out
 
 # %% ../nbs/00_core.ipynb #cf30e027

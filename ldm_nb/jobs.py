@@ -309,7 +309,8 @@ def pictures(
     "Draw a finished job's pictures into its folder"
     name, splits = f"{job.info['world']}, {job.info['method']}", job.world.family.splits
     best = job.world.ceiling and {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')}
-    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)}
+    seen = measured(job.folder) # nothing, where the file was lost
+    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)} if seen else {}
     if job.world.places is not None: figs |= map_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))
     return [job.folder/file for file in figs]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'CURVES', 'flush', 'write_file', 'write_json', 'versions', 'commit', 'machine', 'RunError',
-           'Damaged', 'Newer', 'check_format', 'create', 'read_config', 'sealed', 'unseal', 'lines', 'measured',
-           'seal_of', 'seed_file', 'save_checkpoint', 'checkpoints', 'thin', 'mend', 'go_on_with_noise', 'read_seed',
-           'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments', 'curves',
-           'check_name', 'record', 'read_records']
+           'Damaged', 'Newer', 'check_format', 'create', 'read_config', 'sealed', 'header', 'unseal', 'lines',
+           'measured', 'seal_of', 'seed_file', 'save_checkpoint', 'checkpoints', 'thin', 'mend', 'go_on_with_noise',
+           'read_seed', 'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments',
+           'curves', 'check_name', 'record', 'read_records']
 
 # %% ../nbs/52_runs.ipynb #44580969
 import gzip, io, json, os, platform, re, shutil, subprocess
@@ -130,11 +130,12 @@ def read_config(
 )->dict: # as `create` was given it
     "The `config.json` of a run; raises `RunError` where there is none"
     path = Path(folder)/'config.json'
+    anew = 'make it anew by the command of the run with another --out, and copy it here'
     try: config = json.loads(path.read_text(encoding='utf-8'))
-    except OSError: raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
-    except (ValueError, RecursionError) as e:
-        raise Damaged(f'{path} is damaged: {e}; '
-                      'make it anew by the command of the run with another --out, and copy it here') from None
+    except OSError:
+        if any(Path(folder).glob('checkpoint-*')) and not path.exists(): raise Damaged(f'{path} is missing; {anew}') from None
+        raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
+    except (ValueError, RecursionError) as e: raise Damaged(f'{path} is damaged: {e}; {anew}') from None
     if not isinstance(config, dict): raise Damaged(f'{path} is damaged: it holds no settings but {config!r:.40}')
     check_format(path, config.get('format', 1))
     return config
@@ -149,14 +150,21 @@ def sealed(
     blank = save(tensors, metadata=dict(about=text))
     return blank.replace(b'0'*64, sha256(blank).hexdigest().encode(), 1)
 
+def header(
+    data:bytes, # of a file of `sealed`
+)->dict:
+    "What is to be known of the tensors"
+    size = int.from_bytes(data[:8], 'little')
+    try: return dict(json.loads(json.loads(data[8:8 + size])['__metadata__']['about']))
+    except Exception: raise ValueError('its header cannot be read') from None
+
 def unseal(
     path, # of a file of `sealed`
 )->tuple: # tensors, about
     "What was sealed; raises `Damaged` where a single bit is another, `Newer` where the file is of a later form"
     data = Path(path).read_bytes()
     try:
-        size = int.from_bytes(data[:8], 'little')
-        about = json.loads(json.loads(data[8:8 + size])['__metadata__']['about'])
+        about = header(data)
         seal = about.pop('sha256', None) # none: made before there were checksums
         number = about.pop('format', 1)
         check_format(path, number)
@@ -432,7 +440,7 @@ def record(
     best, old = {}, read_records(path) if path.exists() else []
     for r in rows:
         if r['per_task'] is None and not r['frozen']:
-            raise RunError(f"seed {r['seed']} has not come to its end (ldm resume)")
+            raise RunError(f"seed {r['seed']} has not come to its end: let its training finish (ldm resume)")
         if r['config'] != (old or rows)[0]['config']:
             raise RunError(f'{path} is of other settings; name yours with --variant')
     for r in old + rows:
