@@ -324,6 +324,35 @@ def test_shortened_metrics(copy, whole, capsys):
     assert code == 0 and 'lacks evaluations' in err
     assert (copy/'weights.safetensors').read_bytes() == (whole()/'weights.safetensors').read_bytes()
 
+def test_metrics_that_are_no_text(copy, whole, capsys):
+    "Junk behind the last line is dropped; within a line it is named, and what `check` says of it is what `resume` then does"
+    path, before = copy/'metrics.jsonl', (copy/'metrics.jsonl').read_bytes()
+    path.write_bytes(before + b'\xff\xfe\x00')
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 0 and 'a torn one' in out
+    assert ldm(capsys, 'resume', copy)[0] == 0
+    same_run(whole(), copy)
+    first = before.index(b'\n')
+    path.write_bytes(before[:first + 9] + b'\xff\x00' + before[first + 11:])
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 1 and 'goes on once that line is out of metrics.jsonl' in out.splitlines()[-1]
+    code, _, err = ldm(capsys, 'resume', copy)
+    assert code == 1 and f'{path}, line 2: not a JSON record (no text)' in err
+    path.write_bytes(before.split(b'\n', 1)[1])
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 1 and 'goes on from checkpoint-8, but evaluations of before are lost' in out.splitlines()[-1]
+    path.write_bytes(b'')
+    code, out, err = ldm(capsys, 'resume', copy)
+    assert code == 0 and 'lacks evaluations' in err and '| rl2 | test |' in out
+    assert (copy/'weights.safetensors').read_bytes() == (whole()/'weights.safetensors').read_bytes()
+
+def test_config_is_missing(copy, capsys):
+    (copy/'config.json').unlink()
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 1 and 'checkpoint-8 is whole' in out.splitlines()[-1] and 'once config.json is right' in out
+    code, _, err = ldm(capsys, 'resume', copy)
+    assert code == 1 and 'config.json is missing; make it anew' in err
+
 @pytest.mark.parametrize('k', range(4))
 def test_bit_flips(k, copy, whole, capsys):
     "In any place of a checkpoint or of the weights"
@@ -418,7 +447,9 @@ def test_two_processes(copy, capsys):
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 12*1920)
     assert code == 2 and f'another process ({p.pid}) is at work' in err and contents(copy) == before
+    assert f'process {p.pid} is at work here' in ldm(capsys, 'check', copy)[1]
     p.kill(); p.join()
+    assert 'at work' not in ldm(capsys, 'check', copy)[1]
     assert ldm(capsys, 'resume', copy)[0] == 0
 
 
