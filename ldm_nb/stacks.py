@@ -69,7 +69,7 @@ def steps(
     if none := [s for s in out if s not in there]: raise ValueError(f'without names {none}, but the run has {there}')
     first = [s for s in stopped or have if s not in out]
     last = [*first, *(s for s in add if s not in first)]
-    if not last: raise ValueError('without names every seed: the run would be left with none')
+    if not last: raise ValueError(f'without names {out}, all seeds of the run: it would be left with none')
     return [x for x in ([first, last] if stopped and last != first else [last]) if stopped or x != have]
 
 # %% ../nbs/66_stacks.ipynb #57ac000e
