@@ -209,7 +209,7 @@ def some_seeds(
 # %% ../nbs/93_cli.ipynb #39dae23d
 @dataclass(frozen=True)
 class Resume:
-    "Go on with a run from its newest checkpoint, with other seeds if you like."
+    "Go on with a run from its newest checkpoint, with more seeds or fewer if you like."
     run:tyro.conf.Positional[str] # run folder
     frames:str = '' # a new budget of frames a seed; empty: as it was
     seeds:str = '' # seeds to add, such as 8:16; trained alone first, as far as the others are; empty: none
