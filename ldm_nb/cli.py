@@ -274,6 +274,7 @@ def start_check(
     width = max(len(name) for name, _, _ in found)
     sys.stdout.write(''.join(f'{word:9} {name:{width}}  {said}\n' for name, word, said in found))
     if busy: sys.stdout.write(f'\nprocess {busy} is at work here: what it writes just now may look damaged\n')
+    if to := pending(run.run): sys.stdout.write(f'\na change to seeds {to} was begun: ldm resume goes on with it\n')
     sys.stdout.write(f'\n{recovery(run.run, found)}\n')
     return int(any(word in BAD for _, word, _ in found))
 

@@ -10,7 +10,7 @@ from ldm_nb.cli import main
 from ldm_nb.core import generators
 from ldm_nb.gridworld import gridworld
 from ldm_nb.lock import locked
-from ldm_nb.presets import METHODS, load_agent, preset
+from ldm_nb.presets import METHODS, WORLDS, load_agent, preset
 from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.trainer import Progress
 
@@ -30,8 +30,12 @@ def ldm(capsys, *argv):
     assert 'Traceback' not in out.err
     return e.value.code, out.out, out.err
 
-def train(out, method='rl2', seeds='3,7', threads=1, frames=FRAMES):
-    return ['train', 'gridworld', '--method', method, '--seeds', seeds, '--frames', str(frames), '--checkpoint-every', '3',
+# Every world and method, later ones too: the oracles, and other worlds than the first for all but one method, in the slow tests
+CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-{m}'), *[pytest.mark.slow]*(e.oracle or (w != 'gridworld' and m != 'rl2'))])
+         for w in WORLDS for m, e in METHODS.items()]
+
+def train(out, method='rl2', seeds='3,7', threads=1, frames=FRAMES, world='gridworld'):
+    return ['train', world, '--method', method, '--seeds', seeds, '--frames', str(frames), '--checkpoint-every', '3',
             '--threads', str(threads), '--out', str(out), *MORE.get(method, [])]
 
 def forked(argv, patch=lambda: None):
@@ -50,15 +54,15 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture(scope='session')
 def whole(tmp_path_factory):
-    "method, seeds -> the folder of a run that nobody disturbed"
+    "method, seeds, world -> the folder of a run that nobody disturbed"
     made = {}
-    def run(method='rl2', seeds='3,7'):
-        if (method, seeds) not in made:
-            made[method, seeds] = folder = tmp_path_factory.mktemp('whole')/'run'
-            p = forked(train(folder, method, seeds))
+    def run(method='rl2', seeds='3,7', world='gridworld'):
+        if (key := (method, seeds, world)) not in made:
+            made[key] = folder = tmp_path_factory.mktemp('whole')/'run'
+            p = forked(train(folder, method, seeds, world=world))
             p.join()
             assert p.exitcode == 0
-        return made[method, seeds]
+        return made[key]
     return run
 
 @pytest.fixture
@@ -117,34 +121,34 @@ MOMENTS = {'iteration 5': (at_iteration, 5), 'file 4': (in_a_file, 4), 'rename 7
            'removal 1': (in_a_removal, 1)}
 
 @pytest.mark.parametrize('moment', MOMENTS)
-@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.xdist_group(m), *[pytest.mark.slow]*e.oracle]) for m, e in METHODS.items()])
-def test_killed(method, moment, whole, tmp_path, capsys):
+@pytest.mark.parametrize('method,world', CASES)
+def test_killed(method, world, moment, whole, tmp_path, capsys):
     "SIGKILL, then resume: the same run to the last byte"
     patch, n = MOMENTS[moment]
-    p = forked(train(tmp_path/'run', method), lambda: patch(n))
+    p = forked(train(tmp_path/'run', method, world=world), lambda: patch(n))
     p.join()
     assert p.exitcode == -signal.SIGKILL
     code, _, err = ldm(capsys, 'resume', tmp_path/'run')
     assert code == 0, err
-    same_run(whole(method), tmp_path/'run')
+    same_run(whole(method, world=world), tmp_path/'run')
     assert ldm(capsys, 'check', tmp_path/'run')[0] == 0
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', METHODS)
-def test_killed_at_twenty_moments(method, whole, tmp_path, capsys):
+@pytest.mark.parametrize('method,world', CASES)
+def test_killed_at_twenty_moments(method, world, whole, tmp_path, capsys):
     "By the clock, from outside, again and again; also while it goes on"
     rng, start = random.Random(method), time.monotonic()
-    p = forked(train(tmp_path/'first', method)); p.join()
+    p = forked(train(tmp_path/'first', method, world=world)); p.join()
     length = time.monotonic() - start
     for k in range(20):
-        p = forked(train(run := tmp_path/f'run{k}', method, threads=1 + k % 2))
+        p = forked(train(run := tmp_path/f'run{k}', method, threads=1 + k % 2, world=world))
         time.sleep(rng.uniform(0, length)); p.kill(); p.join()
         if not (run/'config.json').exists(): continue # not even begun
         p = forked(['resume', str(run)])
         time.sleep(rng.uniform(0, length)); p.kill(); p.join()
         code, _, err = ldm(capsys, 'resume', run)
         assert code == 0, err
-        same_run(whole(method), run)
+        same_run(whole(method, world=world), run)
 
 @pytest.mark.parametrize('method,seeds', [('rl2', '3,7'), ('ldm', '7')])
 def test_killed_with_helpers(method, seeds, whole, tmp_path, capsys):
@@ -479,13 +483,14 @@ def test_older_folder(copy, whole, tmp_path, capsys):
 
 # Seeds that join and leave
 
-@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m, e in METHODS.items() if not e.oracle])
+@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(f'gridworld-{m}')) for m, e in METHODS.items() if not e.oracle])
 def test_seeds_join(method, whole, tmp_path, capsys):
     "Seed 9 joins a finished run of two; killed and stopped on its way, the run of three is that of three from the beginning"
     run = Path(shutil.copytree(whole(method), tmp_path/'run'))
     p = forked(['resume', str(run), '--seeds', '9'], lambda: at_iteration(4)); p.join()
     assert p.exitcode == -signal.SIGKILL and (run/'newcomers').exists()
     assert ldm(capsys, 'evaluate', run)[0] == 0 # still the run of two
+    assert 'a change to seeds [3, 7, 9] was begun' in ldm(capsys, 'check', run)[1]
     assert ldm(capsys, 'resume', run)[0] == 0 and not (run/'newcomers').exists()
     assert read_config(run)['seeds'] == [3, 7, 9]
     for name in ('metrics.jsonl', 'weights.safetensors', 'checkpoint-8/seed-9.pt', 'checkpoint-8/seed-7.pt'):
