@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'set_device', 'can_compile', 'without', 'Train', 'option', 'check_flags', 'parse_train', 'describe',
-           'start_train', 'news', 'Resume', 'start_resume', 'resumed', 'Check', 'start_check', 'Evaluate',
+           'start_train', 'news', 'some_seeds', 'Resume', 'start_resume', 'resumed', 'Check', 'start_check', 'Evaluate',
            'start_evaluate', 'Render', 'start_render', 'Plot', 'start_plot', 'Record', 'start_record', 'List',
            'start_list', 'Bench', 'start_bench', 'Reproduce', 'piece', 'start_reproduce', 'dispatch', 'main']
 
@@ -22,12 +22,12 @@ from .crew import Gone, keep_memory, cores
 from .compile import compiler_trouble
 from .runs import (RunError, versions, commit, machine, create, read_config, write_json, write_file, curves,
     segment, segments, check_name, record)
-from .lock import locked
+from .lock import locked, at_work
 from .faults import BAD, examine, recovery
 from .evaluate import table, draw_curves
 from .motion import Unable, watch, resets, episode, returns, read_task, ready, film
 from .jobs import most, execute, restore, finished, look, pictures, telling
-from .stacks import change, pending
+from .stacks import change, pending, steps
 from .bench import bench, report
 from .reproduce import budget, chosen, command, keep_weights, overview, read_table, reproduce, speed
 from .presets import (WORLDS, METHODS, PRESETS, usual, method_of, changes, preset, settings, sources, check, assemble,
@@ -163,7 +163,7 @@ def start_train(
     info = describe(run, cfg, argv)
     job = assemble(run.out or f'runs/{run.world}-{run.method}', info)
     create(job.folder, info)
-    with locked(job.folder): return execute(job, eval_every(cfg, job.world), over=stop)
+    with locked(job.folder), telling(job.folder): return execute(job, eval_every(cfg, job.world), over=stop)
 
 # %% ../nbs/93_cli.ipynb #39dae239
 def news(
@@ -192,13 +192,29 @@ def news(
     what = ', '.join(f'{k} {str(a)[:12]} -> {str(b)[:12]}' for k, (a, b) in other.items())
     return f'a new segment: {what}; results are {same}'
 
+# %% ../nbs/93_cli.ipynb #39dae23e1
+def some_seeds(
+    option:str, text:str, # its name, for the message; its value, or nothing
+)->list:
+    """The seeds of an option; raises `ValueError` where they make no sense
+
+    ```python
+    >>> some_seeds('without', '3,7'), some_seeds('seeds', '')
+    ([3, 7], [])
+
+    ```
+    """
+    try: return parse_seeds(text) if text else []
+    except ValueError as e: raise ValueError(f'{option}: {e}') from None
+
 # %% ../nbs/93_cli.ipynb #39dae23d
 @dataclass(frozen=True)
 class Resume:
-    "Go on with a run from its newest checkpoint, with other seeds if you like."
+    "Go on with a run from its newest checkpoint, with more seeds or fewer if you like."
     run:tyro.conf.Positional[str] # run folder
     frames:str = '' # a new budget of frames a seed; empty: as it was
-    seeds:str = '' # seeds it is to have, such as 0:8; new ones are trained first, others leave; empty: as it was
+    seeds:str = '' # seeds to add, such as 8:16; trained alone first, as far as the others are; empty: none
+    without:str = '' # seeds to take out, such as 3 or 0:2; they become a run of their own; empty: none
     device:str = '' # cpu or cuda; empty: as it was
     threads:int = 0 # CPU cores to use; 0: as it was
 
@@ -208,15 +224,16 @@ def start_resume(
 )->int: # exit status
     "`ldm resume`; raises `RunError` where the folder holds no run, `ValueError` where the run is already longer"
     info = read_config(run.run)
-    asked = run.frames and parse_frames(run.frames), run.seeds and parse_seeds(run.seeds)
-    changes = [f'--{k} {getattr(run, k)}' for k in ('frames', 'seeds') if getattr(run, k)]
+    frames = run.frames and parse_frames(run.frames)
+    add, out = (some_seeds(k, getattr(run, k)) for k in ('seeds', 'without'))
+    changes = [f'--{k} {getattr(run, k)}' for k in ('frames', 'seeds', 'without') if getattr(run, k)]
     with locked(run.run), telling(run.run):
-        job, command = resumed(run, info, asked[0]), ' '.join(['ldm resume RUN', *changes])
-        wanted, every = asked[1] or pending(run.run) or info['seeds'], eval_every(job.cfg, job.world)
-        if set(wanted) != set(info['seeds']):
+        job, command = resumed(run, info, frames), ' '.join(['ldm resume RUN', *changes])
+        every = eval_every(job.cfg, job.world)
+        for wanted in steps(info['seeds'], pending(run.run), add, out):
             if status := change(job, wanted, assemble, every, command): return status
             info = read_config(run.run)
-            job = resumed(run, info, asked[0])
+            job = resumed(run, info, frames)
         if job.frames < job.info['frames']:
             new = segment(job.frames, command, job.info['device'], job.info['threads'])
             if said := news(segments(info)[-1], new): sys.stderr.write(said + '\n')
@@ -251,12 +268,14 @@ def start_check(
     run:Check, # the options
 )->int: # exit status: 1 if any file is damaged
     "`ldm check`; raises `RunError` where the folder holds no run"
-    found = examine(run.run)
+    busy, found = at_work(run.run), examine(run.run)
     if found[0][1] == 'whole':
         try: assemble(run.run, device='cpu')
         except RunError as e: found[0] = ('config.json', 'unfit', str(e))
     width = max(len(name) for name, _, _ in found)
     sys.stdout.write(''.join(f'{word:9} {name:{width}}  {said}\n' for name, word, said in found))
+    if busy: sys.stdout.write(f'\nprocess {busy} is at work here: what it writes just now may look damaged\n')
+    if to := pending(run.run): sys.stdout.write(f'\na change to seeds {to} was begun: ldm resume goes on with it\n')
     sys.stdout.write(f'\n{recovery(run.run, found)}\n')
     return int(any(word in BAD for _, word, _ in found))
 

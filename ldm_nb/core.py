@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noise_state', 'tree_map', 'flat', 'nest', 'take',
            'stack', 'lift', 'choose', 'each', 'row_sum', 'on', 'compiling', 'is_compiling', 'hot', 'read_jsonl',
-           'append_jsonl']
+           'naming', 'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
 import json, math, os
@@ -232,21 +232,32 @@ def read_jsonl(
     path, # a `.jsonl` file
 )->list: # one dict per line
     "The records of a file of JSON lines; raises `ValueError` where a line other than a torn last one is damaged"
-    lines, out = Path(path).read_text(encoding='utf-8').split('\n'), []
+    lines, out = Path(path).read_bytes().split(b'\n'), []
     for i, l in enumerate(lines, 1):
-        try: out += [json.loads(l)] if l.strip() else []
-        except json.JSONDecodeError as e:
-            if i < len(lines): raise ValueError(f'{path}, line {i}: not a JSON record ({e.msg})') from None
+        try: out += [json.loads(l.decode())] if l.strip() else []
+        except ValueError as e: # UnicodeDecodeError is one
+            why = getattr(e, 'msg', 'no text')
+            if i < len(lines): raise ValueError(f'{path}, line {i}: not a JSON record ({why})') from None
     return out
 
 # %% ../nbs/00_core.ipynb #cf30e027
+@contextmanager
+def naming(
+    path, # of a file
+):
+    "Within it an `OSError` that names no file, such as a full disk's, names this one"
+    try: yield
+    except OSError as e:
+        if e.errno and e.filename is None: e.filename = str(path)
+        raise
+
 def append_jsonl(
     path, # a `.jsonl` file; made where there is none
     records:list, # of dicts
 )->None:
     "Append `records`, one line each, in one write, and have them on disk"
     lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
-    with open(path, 'a', encoding='utf-8') as f:
+    with naming(path), open(path, 'a', encoding='utf-8') as f:
         f.write(lines)
         f.flush()
         os.fsync(f.fileno())

@@ -21,7 +21,7 @@ from .crew import Crew
 from .compile import Recorded
 from .duet import Duet
 from .runs import (RunError, Damaged, Newer, write_file, save_checkpoint, load_checkpoint, mend, checkpoints,
-    save_weights, load_weights, measured, trim_metrics, curves)
+    thin, save_weights, load_weights, measured, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
 from .pictures import draw_dreams, draw_path
 from .motion import view, watch, resets
@@ -97,6 +97,7 @@ def restore(
                       'ldm evaluate, plot and record still work')
     if not some and rows: warn(f'{job.folder} has no checkpoint: the run begins again')
     job.progress = p or job.progress
+    thin(job.folder, job.progress.iteration)
     trim_metrics(job.folder, job.frames if p else -1, job.info['seeds'])
     return job
 
@@ -224,7 +225,8 @@ def save(
     job:Job, # to be saved
     clock:dict, # at (seconds) of the timing line before; updated
 )->None:
-    "A checkpoint, and a timing line with what it cost"
+    "A checkpoint, and a timing line with what it cost; nothing where no iteration is done"
+    if not job.progress.iteration: return
     start = time.monotonic()
     save_checkpoint(job.folder, job.progress, job.gens, in_buffer(job))
     now = time.monotonic()
@@ -311,7 +313,8 @@ def pictures(
     "Draw a finished job's pictures into its folder"
     name, splits = f"{job.info['world']}, {job.info['method']}", job.world.family.splits
     best = job.world.ceiling and {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')}
-    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)}
+    seen = measured(job.folder) # nothing, where the file was lost
+    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)} if seen else {}
     if job.world.places is not None: figs |= map_pictures(job, name)
     if view(job.world): figs |= motion_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))

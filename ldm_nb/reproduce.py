@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'of', 'read_table', 'budget', 'lacking', 'started',
-           'command', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview', 'recorded', 'absent',
-           'Networks', 'kept_networks', 'whose']
+           'command', 'train_row', 'chosen', 'reproduce', 'keep_weights', 'kept_weights', 'speed', 'overview',
+           'recorded', 'absent', 'Networks', 'kept_networks', 'whose']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
 import csv, json, time
@@ -18,6 +18,7 @@ from .tasks import known
 from .trainer import Progress, frames_of, iterate
 from .runs import RunError, check_name, checkpoints, load_weights, read_config, read_records, write_file
 from .compare import read_curves
+from .lock import Busy
 from .jobs import helpers, most
 from .presets import WORLDS, METHODS, PRESETS, method_of, preset, override, settings, check, iterations, parse_frames, parse_seeds
 
@@ -149,6 +150,21 @@ def command(
     return out + ['--frames', f'{e.frames:g}']
 
 # %% ../nbs/92_reproduce.ipynb #92a00013
+def train_row(
+    e:Experiment, data, runs, work, keep, say, # one of the rows; the rest as in `reproduce`
+)->int: # exit status
+    "Train what a row lacks, and record it"
+    if not (seeds := lacking(e, data)): return 0
+    folder, done = started(e, seeds, runs)
+    folder = folder or Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}'
+    what = f'going on with {folder}' if done else f"ldm train {' '.join(command(e, seeds))}"
+    say(f'figure {e.figure}: {what}')
+    if status := work(folder, e, seeds): return status
+    keep(folder, e)
+    say(f'recorded: {e.name}')
+    return 0
+
+# %% ../nbs/92_reproduce.ipynb #92b50001
 def chosen(
     table:list, figure:str, # of `read_table`; a figure of it, or 'all'
 )->list: # of Experiment
@@ -163,18 +179,19 @@ def reproduce(
     keep, # folder, Experiment -> None; records a finished run
     say=lambda text: None, # told of each piece
 )->int: # exit status: that of the first piece that did not come to its end, else 0
-    "Train the missing runs one after another, and record each as it is finished"
+    "Train the missing runs one after another, and record each; raises `Busy` where others are at work in what is left"
     for e in rows: lacking(e, data) # a record of other settings is found before anything is trained
-    for e in rows:
-        if not (seeds := lacking(e, data)): continue
-        folder, done = started(e, seeds, runs)
-        folder = folder or Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}'
-        what = f'going on with {folder}' if done else f"ldm train {' '.join(command(e, seeds))}"
-        say(f'figure {e.figure}: {what}')
-        if status := work(folder, e, seeds): return status
-        keep(folder, e)
-        say(f'recorded: {e.name}')
-    return 0
+    for first in (True, False):
+        todo, rows = rows, []
+        for e in todo:
+            try: status = train_row(e, data, runs, work, keep, say)
+            except Busy as busy:
+                status, why = 0, str(busy).split(';')[0]
+                rows.append(e)
+                if first: say(f'figure {e.figure} has to wait: {why}')
+            if status: return status
+        if not rows: return 0
+    raise Busy(f'{why}: all else is done, and the same command goes on when that process has ended')
 
 # %% ../nbs/92_reproduce.ipynb #92a0001a
 LOOKED_INTO = {'4', '8a', 'B'} # figures drawn from networks

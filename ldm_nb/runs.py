@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'CURVES', 'flush', 'write_file', 'write_json', 'versions', 'commit', 'machine', 'RunError',
-           'Damaged', 'Newer', 'check_format', 'create', 'read_config', 'sealed', 'unseal', 'lines', 'measured',
-           'seal_of', 'seed_file', 'save_checkpoint', 'mend', 'checkpoints', 'go_on_with_noise', 'read_seed',
-           'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments', 'curves',
-           'check_name', 'record', 'read_records']
+           'Damaged', 'Newer', 'check_format', 'create', 'read_config', 'sealed', 'header', 'unseal', 'lines',
+           'measured', 'seal_of', 'seed_file', 'save_checkpoint', 'checkpoints', 'thin', 'mend', 'go_on_with_noise',
+           'read_seed', 'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments',
+           'curves', 'check_name', 'record', 'read_records']
 
 # %% ../nbs/52_runs.ipynb #44580969
 import gzip, io, json, os, platform, re, shutil, subprocess
@@ -18,7 +18,7 @@ from importlib.metadata import version, PackageNotFoundError
 import torch
 from safetensors.torch import load, save
 from .core import (flat, nest, take, tree_map, generators, noise_state, set_noise_state, read_jsonl,
-    append_jsonl)
+    append_jsonl, naming)
 from .trainer import Progress
 
 # %% ../nbs/52_runs.ipynb #db7a0081
@@ -38,11 +38,12 @@ def write_file(
     path = Path(path)
     tmp = path.with_name(path.name + '.tmp')
     try:
-        tmp.unlink(missing_ok=True) # of a process that was killed
-        write(tmp)
-        flush(tmp)
-        os.replace(tmp, path)
-        flush(path.parent)
+        with naming(path):
+            tmp.unlink(missing_ok=True) # of a process that was killed
+            write(tmp)
+            flush(tmp)
+            os.replace(tmp, path)
+            flush(path.parent)
     finally:
         with suppress(OSError): tmp.unlink(missing_ok=True)
 
@@ -129,11 +130,12 @@ def read_config(
 )->dict: # as `create` was given it
     "The `config.json` of a run; raises `RunError` where there is none"
     path = Path(folder)/'config.json'
+    anew = 'make it anew by the command of the run with another --out, and copy it here'
     try: config = json.loads(path.read_text(encoding='utf-8'))
-    except OSError: raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
-    except (ValueError, RecursionError) as e:
-        raise Damaged(f'{path} is damaged: {e}; '
-                      'make it anew by the command of the run with another --out, and copy it here') from None
+    except OSError:
+        if any(Path(folder).glob('checkpoint-*')) and not path.exists(): raise Damaged(f'{path} is missing; {anew}') from None
+        raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
+    except (ValueError, RecursionError) as e: raise Damaged(f'{path} is damaged: {e}; {anew}') from None
     if not isinstance(config, dict): raise Damaged(f'{path} is damaged: it holds no settings but {config!r:.40}')
     check_format(path, config.get('format', 1))
     return config
@@ -148,14 +150,21 @@ def sealed(
     blank = save(tensors, metadata=dict(about=text))
     return blank.replace(b'0'*64, sha256(blank).hexdigest().encode(), 1)
 
+def header(
+    data:bytes, # of a file of `sealed`
+)->dict:
+    "What is to be known of the tensors"
+    size = int.from_bytes(data[:8], 'little')
+    try: return dict(json.loads(json.loads(data[8:8 + size])['__metadata__']['about']))
+    except Exception: raise ValueError('its header cannot be read') from None
+
 def unseal(
     path, # of a file of `sealed`
 )->tuple: # tensors, about
     "What was sealed; raises `Damaged` where a single bit is another, `Newer` where the file is of a later form"
     data = Path(path).read_bytes()
     try:
-        size = int.from_bytes(data[:8], 'little')
-        about = json.loads(json.loads(data[8:8 + size])['__metadata__']['about'])
+        about = header(data)
         seal = about.pop('sha256', None) # none: made before there were checksums
         number = about.pop('format', 1)
         check_format(path, number)
@@ -236,23 +245,40 @@ def save_checkpoint(
     finally: shutil.rmtree(tmp, ignore_errors=True) # a full disk needs the room
     flush(folder)
     shutil.rmtree(was, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]: shutil.rmtree(old)
+    thin(folder, progress.iteration, keep)
     return out
 
 # %% ../nbs/52_runs.ipynb #5ea1ed07
-def mend(
-    folder, # of a run that no other process is at work in
-)->None:
-    "Undo what a process that was killed between two renames has left"
-    for was in Path(folder).glob('checkpoint-*.was'):
-        if not was.with_suffix('').exists(): was.rename(was.with_suffix(''))
-
 def checkpoints(
     folder, # of a run
 )->list:
-    "The checkpoint folders of a run, oldest first"
-    found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', p.name)]
+    "The checkpoint folders of a run, oldest first; not one of before the first iteration, which is no gain"
+    found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-[1-9]\d*', p.name)]
     return sorted(found, key=lambda p: int(p.name.split('-')[1]))
+
+def thin(
+    folder, # of a run
+    iteration:int, # later checkpoints, which a run that went back has left, do not count
+    keep:int=2, # checkpoints to keep
+)->None:
+    "Drop old checkpoints; each loses its name before its files, so that none is ever seen in part"
+    gone = Path(folder)/'checkpoint.gone'
+    for old in [c for c in checkpoints(folder) if int(c.name.split('-')[1]) <= iteration][:-keep]:
+        shutil.rmtree(gone, ignore_errors=True) # of a process that was killed
+        os.rename(old, gone)
+        shutil.rmtree(gone)
+
+# %% ../nbs/52_runs.ipynb #5ea1ed10
+def mend(
+    folder, # of a run that no other process is at work in
+)->None:
+    "Undo what a process that was killed between two renames has left, and drop what it had not finished"
+    for was in Path(folder).glob('checkpoint-*.was'):
+        if was.with_suffix('').exists(): shutil.rmtree(was)
+        else: was.rename(was.with_suffix(''))
+    for left in (*Path(folder).glob('*.tmp'), Path(folder)/'checkpoint.gone'):
+        if left.is_dir(): shutil.rmtree(left)
+        else: left.unlink(missing_ok=True)
 
 # %% ../nbs/52_runs.ipynb #46f2bc52
 def go_on_with_noise(
@@ -414,7 +440,7 @@ def record(
     best, old = {}, read_records(path) if path.exists() else []
     for r in rows:
         if r['per_task'] is None and not r['frozen']:
-            raise RunError(f"seed {r['seed']} has not come to its end (ldm resume)")
+            raise RunError(f"seed {r['seed']} has not come to its end: let its training finish (ldm resume)")
         if r['config'] != (old or rows)[0]['config']:
             raise RunError(f'{path} is of other settings; name yours with --variant')
     for r in old + rows:

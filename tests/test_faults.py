@@ -1,16 +1,16 @@
 """Runs that survive: every fault of the page `faults`, caused on purpose."""
-import errno, json, multiprocessing, os, random, shutil, signal, subprocess, sys, tempfile, time, warnings
+import contextlib, errno, json, multiprocessing, os, random, shutil, signal, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from ldm_nb import jobs, presets, rl2, runs
+from ldm_nb import jobs, presets, rl2, runs, stacks
 from ldm_nb.cli import main
 from ldm_nb.core import generators
 from ldm_nb.gridworld import gridworld
 from ldm_nb.lock import locked
-from ldm_nb.presets import METHODS, load_agent, preset
+from ldm_nb.presets import METHODS, WORLDS, load_agent, preset
 from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.trainer import Progress
 
@@ -22,7 +22,7 @@ FRAMES, N = 8*1920, 8
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     "An evaluation every second iteration"
-    monkeypatch.setattr(presets, 'INTERVAL', 2*1920)
+    monkeypatch.setattr(presets, 'interval', lambda world: 2*1920)
 
 def ldm(capsys, *argv):
     with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
@@ -30,8 +30,12 @@ def ldm(capsys, *argv):
     assert 'Traceback' not in out.err
     return e.value.code, out.out, out.err
 
-def train(out, method='rl2', seeds='3,7', threads=1, frames=FRAMES):
-    return ['train', 'gridworld', '--method', method, '--seeds', seeds, '--frames', str(frames), '--checkpoint-every', '3',
+# Every world and method, later ones too: the oracles, and other worlds than the first for all but one method, in the slow tests
+CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-{m}'), *[pytest.mark.slow]*(e.oracle or (w != 'gridworld' and m != 'rl2'))])
+         for w in WORLDS for m, e in METHODS.items()]
+
+def train(out, method='rl2', seeds='3,7', threads=1, frames=FRAMES, world='gridworld'):
+    return ['train', world, '--method', method, '--seeds', seeds, '--frames', str(frames), '--checkpoint-every', '3',
             '--threads', str(threads), '--out', str(out), *MORE.get(method, [])]
 
 def forked(argv, patch=lambda: None):
@@ -50,15 +54,15 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture(scope='session')
 def whole(tmp_path_factory):
-    "method, seeds -> the folder of a run that nobody disturbed"
+    "method, seeds, world -> the folder of a run that nobody disturbed"
     made = {}
-    def run(method='rl2', seeds='3,7'):
-        if (method, seeds) not in made:
-            made[method, seeds] = folder = tmp_path_factory.mktemp('whole')/'run'
-            p = forked(train(folder, method, seeds))
+    def run(method='rl2', seeds='3,7', world='gridworld'):
+        if (key := (method, seeds, world)) not in made:
+            made[key] = folder = tmp_path_factory.mktemp('whole')/'run'
+            p = forked(train(folder, method, seeds, world=world))
             p.join()
             assert p.exitcode == 0
-        return made[method, seeds]
+        return made[key]
     return run
 
 @pytest.fixture
@@ -105,36 +109,46 @@ def at_a_rename(n):
         if next(count) == n: die()
     os.replace = dying
 
-MOMENTS = {'iteration 5': (at_iteration, 5), 'file 4': (in_a_file, 4), 'rename 7': (at_a_rename, 7)} # 7: of the second checkpoint
+def in_a_removal(n):
+    "Dead when an old checkpoint has lost the first of its files"
+    remove, count = shutil.rmtree, iter(range(1, 10**6))
+    def dying(path, **kw):
+        if (files := sorted(Path(path).glob('seed-*'))) and next(count) == n: files[0].unlink(); die()
+        remove(path, **kw)
+    shutil.rmtree = dying
+
+MOMENTS = {'iteration 5': (at_iteration, 5), 'file 4': (in_a_file, 4), 'rename 7': (at_a_rename, 7), # 7: of the second checkpoint
+           'removal 1': (in_a_removal, 1)}
 
 @pytest.mark.parametrize('moment', MOMENTS)
-@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.xdist_group(m), *[pytest.mark.slow]*e.oracle]) for m, e in METHODS.items()])
-def test_killed(method, moment, whole, tmp_path, capsys):
+@pytest.mark.parametrize('method,world', CASES)
+def test_killed(method, world, moment, whole, tmp_path, capsys):
     "SIGKILL, then resume: the same run to the last byte"
     patch, n = MOMENTS[moment]
-    p = forked(train(tmp_path/'run', method), lambda: patch(n))
+    p = forked(train(tmp_path/'run', method, world=world), lambda: patch(n))
     p.join()
     assert p.exitcode == -signal.SIGKILL
     code, _, err = ldm(capsys, 'resume', tmp_path/'run')
     assert code == 0, err
-    same_run(whole(method), tmp_path/'run')
+    same_run(whole(method, world=world), tmp_path/'run')
+    assert ldm(capsys, 'check', tmp_path/'run')[0] == 0
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', METHODS)
-def test_killed_at_twenty_moments(method, whole, tmp_path, capsys):
+@pytest.mark.parametrize('method,world', CASES)
+def test_killed_at_twenty_moments(method, world, whole, tmp_path, capsys):
     "By the clock, from outside, again and again; also while it goes on"
     rng, start = random.Random(method), time.monotonic()
-    p = forked(train(tmp_path/'first', method)); p.join()
+    p = forked(train(tmp_path/'first', method, world=world)); p.join()
     length = time.monotonic() - start
     for k in range(20):
-        p = forked(train(run := tmp_path/f'run{k}', method, threads=1 + k % 2))
+        p = forked(train(run := tmp_path/f'run{k}', method, threads=1 + k % 2, world=world))
         time.sleep(rng.uniform(0, length)); p.kill(); p.join()
         if not (run/'config.json').exists(): continue # not even begun
         p = forked(['resume', str(run)])
         time.sleep(rng.uniform(0, length)); p.kill(); p.join()
         code, _, err = ldm(capsys, 'resume', run)
         assert code == 0, err
-        same_run(whole(method), run)
+        same_run(whole(method, world=world), run)
 
 @pytest.mark.parametrize('method,seeds', [('rl2', '3,7'), ('ldm', '7')])
 def test_killed_with_helpers(method, seeds, whole, tmp_path, capsys):
@@ -174,6 +188,17 @@ def same_last(a, b):
     for name in ('metrics.jsonl', 'weights.safetensors', 'table.md', *(f'checkpoint-{N}/seed-{s}.pt' for s in (3, 7))):
         assert (a/name).read_bytes() == (b/name).read_bytes(), name
 
+def test_asked_before_the_first_iteration(whole, tmp_path, capsys, monkeypatch):
+    "Nothing is done yet that could be saved: the run begins again"
+    measure = jobs.measure
+    def hit(*a): measure(*a); os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as m:
+        m.setattr(jobs, 'measure', hit)
+        code, _, err = ldm(capsys, *train(tmp_path/'run'))
+    assert code == 130 and err.splitlines()[-1].endswith(f"go on with: ldm resume {tmp_path/'run'}")
+    assert ldm(capsys, 'resume', tmp_path/'run')[0] == 0
+    same_run(whole(), tmp_path/'run')
+
 def test_asked_twice(whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         signalling(m, 4, signal.SIGINT, signal.SIGINT)
@@ -211,6 +236,26 @@ def test_disk_full(small_disk, whole, capsys, monkeypatch):
     filler.unlink()
     assert ldm(capsys, 'resume', run)[0] == 0
     same_last(whole(), run)
+
+@pytest.mark.parametrize('n,file', [(3, 'checkpoint.tmp'), (4, 'metrics.jsonl')])
+def test_disk_full_of_itself(n, file, small_disk, whole, capsys, monkeypatch):
+    "A real disk that is full to the last byte when a checkpoint, or a measurement, is due"
+    run, filler, tick = small_disk/'run', small_disk/'filler', jobs.Sink.tick
+    def filling(self, progress, metrics):
+        tick(self, progress, metrics)
+        if progress.iteration != n: return
+        with open(run/'metrics.jsonl', 'ab') as f, contextlib.suppress(OSError): # blank lines: the page at its end is full as well
+            if n == 4: f.write(b'\n'*(-f.tell() % 4096))
+        with open(filler, 'wb', buffering=0) as f, contextlib.suppress(OSError):
+            while f.write(bytes(4096)): pass
+    with monkeypatch.context() as m:
+        m.setattr(jobs.Sink, 'tick', filling)
+        code, _, err = ldm(capsys, *train(run))
+    assert code == 1 and 'No space left' in err and file in err and err.splitlines()[-1] == f'go on with: ldm resume {run}'
+    assert [c.name for c in checkpoints(run)] == ['checkpoint-3']*(n > 3)
+    filler.unlink()
+    assert ldm(capsys, 'resume', run)[0] == 0
+    same_run(whole(), run)
 
 def full(*a, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
 
@@ -282,6 +327,35 @@ def test_shortened_metrics(copy, whole, capsys):
     code, _, err = ldm(capsys, 'resume', copy)
     assert code == 0 and 'lacks evaluations' in err
     assert (copy/'weights.safetensors').read_bytes() == (whole()/'weights.safetensors').read_bytes()
+
+def test_metrics_that_are_no_text(copy, whole, capsys):
+    "Junk behind the last line is dropped; within a line it is named, and what `check` says of it is what `resume` then does"
+    path, before = copy/'metrics.jsonl', (copy/'metrics.jsonl').read_bytes()
+    path.write_bytes(before + b'\xff\xfe\x00')
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 0 and 'a torn one' in out
+    assert ldm(capsys, 'resume', copy)[0] == 0
+    same_run(whole(), copy)
+    first = before.index(b'\n')
+    path.write_bytes(before[:first + 9] + b'\xff\x00' + before[first + 11:])
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 1 and 'goes on once that line is out of metrics.jsonl' in out.splitlines()[-1]
+    code, _, err = ldm(capsys, 'resume', copy)
+    assert code == 1 and f'{path}, line 2: not a JSON record (no text)' in err
+    path.write_bytes(before.split(b'\n', 1)[1])
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 1 and 'goes on from checkpoint-8, but evaluations of before are lost' in out.splitlines()[-1]
+    path.write_bytes(b'')
+    code, out, err = ldm(capsys, 'resume', copy)
+    assert code == 0 and 'lacks evaluations' in err and '| rl2 | test |' in out
+    assert (copy/'weights.safetensors').read_bytes() == (whole()/'weights.safetensors').read_bytes()
+
+def test_config_is_missing(copy, capsys):
+    (copy/'config.json').unlink()
+    code, out, _ = ldm(capsys, 'check', copy)
+    assert code == 1 and 'checkpoint-8 is whole' in out.splitlines()[-1] and 'once config.json is right' in out
+    code, _, err = ldm(capsys, 'resume', copy)
+    assert code == 1 and 'config.json is missing; make it anew' in err
 
 @pytest.mark.parametrize('k', range(4))
 def test_bit_flips(k, copy, whole, capsys):
@@ -377,7 +451,9 @@ def test_two_processes(copy, capsys):
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 12*1920)
     assert code == 2 and f'another process ({p.pid}) is at work' in err and contents(copy) == before
+    assert f'process {p.pid} is at work here' in ldm(capsys, 'check', copy)[1]
     p.kill(); p.join()
+    assert 'at work' not in ldm(capsys, 'check', copy)[1]
     assert ldm(capsys, 'resume', copy)[0] == 0
 
 
@@ -407,13 +483,14 @@ def test_older_folder(copy, whole, tmp_path, capsys):
 
 # Seeds that join and leave
 
-@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m, e in METHODS.items() if not e.oracle])
+@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(f'gridworld-{m}')) for m, e in METHODS.items() if not e.oracle])
 def test_seeds_join(method, whole, tmp_path, capsys):
     "Seed 9 joins a finished run of two; killed and stopped on its way, the run of three is that of three from the beginning"
     run = Path(shutil.copytree(whole(method), tmp_path/'run'))
-    p = forked(['resume', str(run), '--seeds', '3,7,9'], lambda: at_iteration(4)); p.join()
+    p = forked(['resume', str(run), '--seeds', '9'], lambda: at_iteration(4)); p.join()
     assert p.exitcode == -signal.SIGKILL and (run/'newcomers').exists()
     assert ldm(capsys, 'evaluate', run)[0] == 0 # still the run of two
+    assert 'a change to seeds [3, 7, 9] was begun' in ldm(capsys, 'check', run)[1]
     assert ldm(capsys, 'resume', run)[0] == 0 and not (run/'newcomers').exists()
     assert read_config(run)['seeds'] == [3, 7, 9]
     for name in ('metrics.jsonl', 'weights.safetensors', 'checkpoint-8/seed-9.pt', 'checkpoint-8/seed-7.pt'):
@@ -426,12 +503,50 @@ def test_seeds_leave(whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         signalling(m, 4, signal.SIGTERM)
         assert ldm(capsys, *train(run, seeds='3,7,9'))[0] == 143
-    code, _, err = ldm(capsys, 'resume', run, '--seeds', '3,7')
+    code, _, err = ldm(capsys, 'resume', run, '--without', '9')
     assert code == 0 and 'taken-out-1' in err
+    assert ldm(capsys, 'check', run)[0] == 0 == ldm(capsys, 'check', run/'taken-out-1')[0]
     same_last(whole(), run)
     assert ldm(capsys, 'resume', run/'taken-out-1')[0] == 0
     assert (run/'taken-out-1'/'checkpoint-8'/'seed-9.pt').read_bytes() == (whole('rl2', '3,7,9')/'checkpoint-8'/'seed-9.pt').read_bytes()
     assert ldm(capsys, 'record', run, run/'taken-out-1', '--data', tmp_path)[0] == 0
+
+def test_seeds_join_and_leave(whole, tmp_path, capsys):
+    "Both at once, killed on the way and when they have joined but not yet left; `resume` alone then does what was asked for"
+    run = Path(shutil.copytree(whole(), tmp_path/'run'))
+    def before_leaving(): stacks.leave = lambda *a: die()
+    for patch in (lambda: at_iteration(4), before_leaving):
+        argv = ['--seeds', '9', '--without', '3'] if not (run/'newcomers').exists() else []
+        p = forked(['resume', str(run), *argv], patch); p.join()
+        assert p.exitcode == -signal.SIGKILL
+    assert read_config(run)['seeds'] == [3, 7, 9]
+    assert ldm(capsys, 'resume', run)[0] == 0 and not (run/'newcomers').exists()
+    assert read_config(run)['seeds'] == [7, 9] and read_config(run/'taken-out-1')['seeds'] == [3]
+    for s in (7, 9): assert (run/'checkpoint-8'/f'seed-{s}.pt').read_bytes() == (whole('rl2', '3,7,9')/'checkpoint-8'/f'seed-{s}.pt').read_bytes()
+    assert ldm(capsys, 'check', run)[0] == 0
+
+def test_seeds_that_are_there_stay(copy, whole, capsys):
+    "--seeds adds only; what makes no sense is refused before anything is changed"
+    assert ldm(capsys, 'resume', copy, '--seeds', '3')[0] == 0
+    same_run(whole(), copy)
+    before = contents(copy)
+    for argv, says in {('--without', '5'): 'without names [5]', ('--without', '3,7'): 'left with none', ('--seeds', '4:4'): 'seeds: ',
+                       ('--without', 'x'): 'without: ', ('--seeds', '4', '--without', '4'): 'both name [4]'}.items():
+        code, _, err = ldm(capsys, 'resume', copy, *argv)
+        assert code == 2 and says in err and contents(copy) == before
+
+def test_newcomers_that_diverge(copy, whole, capsys, monkeypatch):
+    "All of them: they stay apart, the run is what it was, and nothing is left to be done"
+    gradients = rl2.gradients
+    def spoilt(*a, **kw): return runs.tree_map(lambda x: x*float('nan'), gradients(*a, **kw))
+    with monkeypatch.context() as m:
+        m.setattr(rl2, 'gradients', spoilt)
+        code, _, err = ldm(capsys, 'resume', copy, '--seeds', '9')
+    assert code == 1 and 'seed 9' in err and err.splitlines()[-1] == f'go on with: ldm resume {copy}'
+    assert measured(copy/'taken-out-1')[9][-1]['frozen']['iteration'] == 0
+    assert ldm(capsys, 'resume', copy)[0] == 0 and read_config(copy)['seeds'] == [3, 7]
+    shutil.rmtree(copy/'taken-out-1')
+    same_run(whole(), copy)
 
 def test_one_agent_alone(whole):
     world, agent = load_agent(whole(), 7)

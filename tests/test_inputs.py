@@ -47,6 +47,9 @@ def bad_number(kind, low, high):
 
 def bad_word(choices): return words.filter(lambda w: w not in choices and not w.startswith('-'))
 
+bad_seeds = st.one_of(st.sampled_from(['4:4', '5:3', '1,1', '-1', '0:99999', '3,', ',3', '1:2:3', '99999999999', '1.5', '0:4:']),
+                      words.filter(lambda w: not re.fullmatch(r'\d+(:\d+|(,\d+)*)', w.strip())))
+
 def options(method):
     "option -> strategy of malformed values"
     out = {}
@@ -56,9 +59,7 @@ def options(method):
         elif kind in (int, float): out[k] = bad_number(kind, *RANGES.get(k, (1, 65536)))
         elif kind is bool: out[k] = words
         elif kind is tuple: out[k] = bad_number(int, 1, 65536)
-    def no_seeds(w): return not re.fullmatch(r'\d+(:\d+|(,\d+)*)', w.strip())
-    odd = st.sampled_from(['4:4', '5:3', '1,1', '-1', '0:99999', '3,', ',3', '1:2:3', '99999999999', '1.5', '0:4:'])
-    out |= dict(seeds=st.one_of(odd, words.filter(no_seeds)), frames=bad_number(float, 1, 1e12).filter(str.strip),
+    out |= dict(seeds=bad_seeds, frames=bad_number(float, 1, 1e12).filter(str.strip),
                 device=words.filter(lambda w: not re.fullmatch(r'cpu|cuda(:\d+)?', w)), method=bad_word(METHODS), preset=bad_word(PRESETS),
                 threads=bad_number(int, 0, 4096), checkpoint_every=bad_number(int, 1, 10**12), compile=words,
                 variant=words.filter(lambda w: not re.fullmatch(r'[\w.-]+', w) or '..' in w))
@@ -80,6 +81,21 @@ def test_options_of_train(case, tmp_path_factory):
     assert code == 2, (option, value, out, err)
     names(out + err, option, value if value.isascii() and value.strip() and "'" not in repr(value)[1:-1] else None)
     assert not list(d.iterdir())
+
+RESUME = dict(seeds=bad_seeds, without=st.one_of(bad_seeds, st.sampled_from(['3', '5'])), frames=bad_number(float, 1, 1e12).filter(str.strip), threads=bad_number(int, 0, 4096),
+    device=words.filter(lambda w: not re.fullmatch(r'cpu|cuda(:\d+)?', w)))
+
+@many(80)
+@given(case=st.sampled_from([*RESUME]).flatmap(lambda k: st.tuples(st.just(k), RESUME[k])))
+def test_options_of_resume(case, run):
+    "Of a run of seed 3; nothing of it is changed"
+    option, value = case
+    def contents(): return {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.name != 'lock'}
+    before = contents()
+    code, out, err = ldm('resume', str(run), f'--{option}={value}')
+    assert code == 2, (option, value, out, err)
+    names((out + err).replace(str(run), 'RUN'), option, value if value.isascii() and value.strip() and "'" not in repr(value)[1:-1] else None)
+    assert contents() == before
 
 @many(250)
 @given(argv=st.lists(st.one_of(words, st.sampled_from(['train', 'gridworld', 'resume', 'check', 'evaluate', 'plot', 'record', 'list', '--seeds',

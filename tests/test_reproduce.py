@@ -1,10 +1,11 @@
 "`ldm reproduce`: what is missing is trained, stopped, gone on with and recorded, and nothing else is."
-import os, signal
+import multiprocessing, os, signal, time, warnings
 from pathlib import Path
 
 import pytest
 
 from ldm_nb import cli, jobs
+from ldm_nb.lock import locked
 from ldm_nb.reproduce import COLUMNS, kept_weights
 from ldm_nb.runs import read_config, read_records
 
@@ -75,6 +76,29 @@ def test_interrupted_and_longer(reproduce, monkeypatch):
     rows, = [read_records(reproduce.data/'gridworld-rl2.jsonl.gz')]
     assert [r['frames'][-1] for r in rows] == [9600, 9600] and len(rows[0]['segments']) == 3
     assert len(list(reproduce.runs.glob('gridworld-rl2/*'))) == 1
+
+def test_another_process_is_at_work(reproduce, monkeypatch):
+    "Its run is passed by, the others are made; the next call, when it has ended, makes what is left"
+    tick = jobs.Sink.tick
+    def interrupting(self, progress, metrics):
+        tick(self, progress, metrics)
+        if progress.iteration == 1: os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as m:
+        m.setattr(jobs.Sink, 'tick', interrupting)
+        assert reproduce('3')[0] == 130
+    folder, = reproduce.runs.glob('gridworld-rl2/*')
+    fork = multiprocessing.get_context('fork')
+    here, there = fork.Pipe()
+    def holding():
+        with locked(folder): there.send(1); time.sleep(60)
+    with warnings.catch_warnings(action='ignore'): (p := fork.Process(target=holding)).start()
+    here.recv()
+    code, _, err = reproduce('3')
+    p.kill(); p.join()
+    assert code == 2 and f'figure 3 has to wait: another process ({p.pid}) is at work in {folder}\n' in err
+    assert 'all else is done' in err.splitlines()[-1]
+    assert [x.name for x in reproduce.data.iterdir()] == ['gridworld-rl2-release.jsonl.gz']
+    assert reproduce('3')[0] == 0 and len(list(reproduce.data.iterdir())) == 2
 
 def test_bad_input(reproduce):
     assert reproduce('figure-9')[0] == 2
