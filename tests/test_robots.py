@@ -2,7 +2,9 @@
 import pytest
 import torch
 
-from ldm_nb.core import flat, generators, take
+from ldm_nb import presets
+from ldm_nb.cli import main
+from ldm_nb.core import flat, generators, read_jsonl, take
 from ldm_nb.evaluate import evaluate, outcome, summary
 from ldm_nb.locomotion import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.presets import METHODS, ROBOTS, method_of, override, preset, settings
@@ -91,3 +93,26 @@ def test_failing_physics_is_counted_and_freezes_a_seed_that_cannot_go_on(monkeyp
     p.state['params']['heads']['log_std'][1] = 60. # torques of e60
     p = train(m, cfg, world, gens, p, 2, 100)
     assert list(p.frozen) == [7]
+
+
+def test_without_mujoco_the_message_says_what_to_install(monkeypatch, capsys, tmp_path):
+    def missing(): raise ImportError("the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo: pip install --upgrade 'ldm-nb[mujoco]'")
+    monkeypatch.setattr(presets, 'engine', missing)
+    with pytest.raises(SystemExit) as e: main(['train', 'ant-dir', '--out', str(tmp_path/'run')])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and 'ldm-nb[mujoco]' in err and 'Traceback' not in err and not (tmp_path/'run').exists()
+
+def test_a_run_from_the_command_line(capsys, tmp_path):
+    "Trained, stopped half-way through a task, resumed to another budget, measured and drawn"
+    run = tmp_path/'run'
+    def ldm(*argv):
+        with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
+        assert e.value.code == 0
+        return capsys.readouterr().out
+    out = ldm('train', 'cheetah-vel', '--method', 'varibad', '--preset', 'quick', '--workers', 4, '--buffer-size', 10, '--seeds', '0:2', '--frames', 800, '--out', run)
+    assert '| varibad | test | 5 |' in out and 'motion.png' in out and 'goals' not in out
+    assert 'episode 2' in ldm('resume', run, '--frames', 2400)
+    assert ldm('evaluate', run).count('| 2.25 |') == 1
+    lines = read_jsonl(run/'metrics.jsonl')
+    assert [l['frames'] for l in lines] == [0, 0, 800, 800, 2400, 2400] and lines[-1]['metrics']['lost'] == 0
+    assert 'nothing is damaged' in ldm('check', run)
