@@ -272,15 +272,15 @@ def chained_kl(
 # %% ../nbs/20_belief.ipynb #790acf90
 def vae_noise(
     gens:list, # `S` generators of the stream 'vae'
-    cfg:VAE, size:EncoderSize, # which pairs are decoded with which dropout; units of the state's embedding
+    cfg:VAE, size:EncoderSize, # which pairs are decoded with which dropout; units of states' and actions' embeddings
     world:World, # for the length T of its tasks
     batch:int, # B
-)->dict: # pick [S,B]; eps [S,B,P,D]; posteriors [S,B,P], transitions [S,B,I] or None: all; mask or None
+)->dict: # pick [S,B]; eps [S,B,P,D]; posteriors [S,B,T+1], transitions [S,B,T] or None: all; mask or None
     "All noise of one update of the latent dynamics network"
     T = world.steps
     P, I = cfg.posteriors or T + 1, cfg.transitions or T
     inputs = I if I < T else world.n_distinct or T
-    def some(n, of): return None if n == of else draw(gens, 'uniform', batch, of).argsort(-1)[..., :n]
+    def some(n, of): return None if n == of else draw(gens, 'uniform', batch, of)
     n = dict(pick=draw(gens, 'uniform', batch), eps=draw(gens, 'normal', batch, P, cfg.latent),
              posteriors=some(P, T + 1), mask=None, transitions=None)
     if cfg.decoder == 'multi-head': return n
@@ -307,15 +307,19 @@ def elbo(
     def pick(x, i):
         if i is None: return x
         return x.gather(2, i.reshape(*i.shape, *[1]*(x.dim() - 3)).expand(*i.shape, *x.shape[3:]))
-    P, I = noise['posteriors'], noise['transitions']
+    def choice(u, n, ok): # [S,B,n]
+        return None if u is None else (u if valid is None else u + 1 - ok.transpose(1, 2)).argsort(-1)[..., :n]
+    P, I = choice(noise['posteriors'], cfg.posteriors, known), choice(noise['transitions'], cfg.transitions, valid)
     m = pick(mu, P) + each(torch.exp, .5*pick(logvar, P))*noise['eps']
     o, y = pick(obs, I), pick(target, I)
     scale = mu.shape[2]*obs.shape[2]/(m.shape[2]*o.shape[2]*len(mu[0]))
     if cfg.decoder == 'multi-head': err = multi_head_reconstruction(p['decoder'], m, world.cells(o), y).sum(1)
     else:
-        if valid is not None: inputs = o, y, pick(valid.transpose(1, 2), I)
-        else: inputs = tally(world, o, y) if I is None else (o, y, torch.ones_like(y))
         w = None if valid is None else pick(known.transpose(1, 2), P)
+        if valid is None: inputs = tally(world, o, y) if I is None else (o, y, torch.ones_like(y))
+        else:
+            inputs, n = (o, y, pick(valid.transpose(1, 2), I)), valid.sum(1)
+            w, scale = w*((n + 1)*n/(w.sum(-1)*inputs[2].sum(-1)).clamp(min=1))[..., None], 1/len(mu[0])
         err = reconstruction(p['decoder'], world.reward_kind, m, *inputs, noise['mask'], 1 - cfg.p_drop, w)
     return dict(reconstruction=scale*err, kl=chained_kl(*posterior, known).mean(1))
 

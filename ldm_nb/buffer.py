@@ -104,7 +104,7 @@ def store(
     codes:list, # of each seed, the tasks to be stored [n,C]
     finished:Tensor, # [S] tasks finished since, those of mixture workers included
 )->Tensor: # counts [S,2]
-    "Store each seed's tasks, oldest first"
+    "Store each seed's tasks, worker by worker"
     size, new = buffer.shape[1], counts.clone()
     for s, mine in enumerate(codes):
         stored, so_far = counts[s].tolist()

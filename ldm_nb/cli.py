@@ -51,10 +51,13 @@ def set_device(
 
 def can_compile(
     device:str, # as in `set_device`
+    world, # a World
 )->bool:
-    "Is there a compiler? Says so on standard error where there is none"
+    "Does `--compile` work here? Says so on standard error where it does not"
     trouble = compiler_trouble(device)
-    if trouble: sys.stderr.write(f'ldm: no compiler works here ({trouble}); going on without --compile\n')
+    if trouble: trouble = f'no compiler works here ({trouble})'
+    elif device != 'cpu' and not world.n_actions: trouble = 'a robot is simulated on the CPU, so its iterations cannot be recorded'
+    if trouble: sys.stderr.write(f'ldm: {trouble}; going on without --compile\n')
     return not trouble
 
 def without(
@@ -147,7 +150,7 @@ def describe(
     if run.variant: check_name(run.variant)
     config = settings(check(cfg, world))
     threads = set_device(run.device, run.threads, most(method_of(run.world, run.method), cfg, len(seeds)))
-    faster = run.compile and can_compile(run.device)
+    faster = run.compile and can_compile(run.device, world)
     return dict(world=run.world, method=run.method, preset=run.preset, variant=run.variant or None, seeds=seeds,
         frames=iterations(cfg, world, frames)*frames_of(cfg, world), device=run.device,
         threads=threads, compile=faster, checkpoint_every=run.checkpoint_every, config=config,
@@ -251,7 +254,7 @@ def resumed(
     device = job.info['device']
     wanted = run.threads or info['threads']*(device == info['device']) # another device: all cores
     threads = set_device(device, wanted, most(job.method, job.cfg, len(info['seeds'])))
-    job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device))
+    job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device, job.world))
     if frames: job.info['frames'] = iterations(job.cfg, job.world, frames)*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
     if job.frames > (wanted := job.info['frames']):
@@ -416,7 +419,7 @@ def start_bench(
     if not 1 <= run.iterations <= 10_000: raise ValueError(f'iterations is {run.iterations}: allowed is 1 to 10000')
     method = method_of(run.world, run.method)
     processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
-    faster = run.compile and can_compile(run.device)
+    faster = run.compile and can_compile(run.device, WORLDS[run.world]())
     try:
         if run.json: Path(run.json).parent.mkdir(parents=True, exist_ok=True); open(run.json, 'a').close()
     except OSError as e: raise ValueError(f'json is {run.json!r}: cannot write there ({e.strerror})') from None

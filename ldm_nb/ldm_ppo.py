@@ -23,7 +23,7 @@ from .ppo import PPO
 from .normal import with_rows
 from .rollout import Here, Piece, live_on
 from .trainer import Method, in_turn
-from ldm_nb.rl2_ppo import (Lived, agent, flat_rows, init as init_policy, memories_of, place, policy_steps, remembered, some_noise,
+from ldm_nb.rl2_ppo import (Lived, agent, flat_rows, init as init_rl2, memories_of, place, policy_steps, remembered, some_noise,
     some_of)
 from .varibad_ppo import MUJOCO, draw_noise as belief_noise, keep_books, learn_dynamics
 
@@ -58,7 +58,7 @@ def init(
     gens:dict, # of `generators`
 )->dict: # params, opt: trees of [S,...]; buffer
     "RL2's networks, then the latent dynamics network, an empty buffer, and nobody in a task"
-    state, some, M = init_policy(cfg, world, gens), gens['init'], cfg.mixture.mixture_workers
+    state, some, M = init_rl2(cfg, world, gens), gens['init'], cfg.mixture.mixture_workers
     S, device, vae = len(some), some[0].device, init_vae(some, cfg.vae, cfg.encoder, world)
     carried = state['opt']['carried'] | dict(tasks=torch.zeros(S, 2, device=device).long())
     if M: carried['alpha'] = torch.zeros(S, M, weight_dims(cfg), cfg.normal, device=device)
@@ -106,7 +106,7 @@ def dreaming(
     ways, keep, mask = [alpha], 1 - cfg.vae.p_drop if noise['mask'] is not None else 1., noise['mask']
     def shown(t, fresh, obs, action, after, reward):
         new = mixture_weights(noise['e'][:, t], cfg.mixture.beta)
-        if t == 0 and cfg.mixture_scope == 'iteration': fresh = torch.ones_like(fresh)
+        if cfg.mixture_scope == 'iteration': fresh = torch.full_like(fresh, t == 0)
         ways.append(torch.where(fresh[..., None, None], new, ways.pop()))
         m_hat, on = mix(ways[-1], m[:, t:t+1])[:, 0], 1. if mask is None else mask[:, t].to(m.dtype)
         return world.imagine(decode_naive(decoder, m_hat, read_by(cfg.vae, after, action, obs), on, keep))

@@ -60,14 +60,14 @@ def mixed_steps(
 )->tuple: # params, opt, metrics
     "PPO on one piece, whose workers are mixed anew in every pass"
     with torch.no_grad(): lived = supervision(cfg, params, piece, reward, *memories_of(params['encoder'], piece, h))
-    sums = {}
+    sums, old = {}, params['encoder'] # what was remembered before the piece stays what it was
     for k, noise in enumerate(mixing):
         w, i = weights_along(carried, piece.end, noise), noise['partner']
         two, past = mixed(carried, piece, w, i)
         def mix(x): return flat_rows(blend(x.view_as(w), i, w))
         learn = lived | {k: mix(lived[k]) for k in ('logp', 'value')}
         if cfg.mixing.supervision == 'mixed': learn |= {k: mix(lived[k]) for k in ('advantage', 'target')}
-        h_two = remembered(params['encoder'], past) if cfg.memory == 'carried' else h
+        h_two = remembered(old, past) if cfg.memory == 'carried' else h
         params, opt, more = policy_steps(cfg, params, opt, two, h_two, reward, order[:, k:k+1], goal=learn)
         sums = {k: v + sums.get(k, 0.) for k, v in more.items()}
     return params, opt, {k: v/len(mixing) for k, v in sums.items()}

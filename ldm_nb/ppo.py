@@ -26,14 +26,14 @@ class PPO:
     policy_lr:float = 7e-4 # Adam step size of actor and critic; release: MuJoCo
     encoder_lr:float = 7e-4 # Adam step size of Encoder-p; release: all
     max_grad_norm:float = .5 # limit of the gradient's norm, heads and encoder apart; release: all
-    episode_end:str = 'bridge' # 'bridge': advantages reach across the episodes of a task; 'cut': none does (release)
+    episode_end:str = 'bridge' # 'bridge': advantages reach across the episodes of a task; 'cut': not where time is up (release)
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
 
 # %% ../nbs/32_ppo.ipynb #fc25c64d
 def advantages(
     reward:Tensor, # [S,T,B]
     before:Tensor, after:Tensor, # [S,T,B] values before each step, and after it
-    end:Tensor, done:Tensor, # [S,T,B] bool, an episode ended; a task ended
+    end:Tensor, done:Tensor, # [S,T,B] bool, an episode's time was up; a task ended
     cfg:PPO, # for `gamma`, `gae_lambda` and `episode_end`
 )->Tensor: # [S,T,B]
     """Generalised advantage estimates (Schulman et al. 2016) on a piece of a life

@@ -205,7 +205,7 @@ def check_robot(
     "The same for what only such worlds have"
     try: engine()
     except ImportError as e: raise ValueError(str(e)) from None
-    T, B, k = s['chunk'], s['workers'], s['minibatches']
+    T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
     if T < world.horizon: raise ValueError(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
     if T*B % k: raise ValueError(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
     if s.get('decoder') == 'multi-head': raise ValueError(f'decoder is multi-head: {world.family.name} has no cells')

@@ -118,7 +118,7 @@ def started(
     runs, # folder that holds the run folders of `ldm reproduce`
 )->tuple: # folder and frames done, or (None, 0)
     "The run folder of this experiment that has got farthest"
-    chunk, found = config(e).workers*WORLDS[e.world]().steps, []
+    chunk, found = frames_of(config(e), WORLDS[e.world]()), []
     for file in sorted(Path(runs).glob(f'{e.name}/*/config.json')):
         info, at = read_config(file.parent), checkpoints(file.parent)
         if of(e, info['config']) or not set(seeds) <= set(info['seeds']): continue

@@ -216,7 +216,7 @@ def supervision(
     mean, value = outputs(params, flat_rows(before), seen_by(cfg, params, piece.before))
     _, then = outputs(params, flat_rows(after), seen_by(cfg, params, piece.after))
     worth = then.view_as(reward)*~(piece.done & piece.died) # who dies in the last episode has nothing to come
-    A = advantages(reward, value.view_as(reward), worth, piece.end, piece.done, cfg.ppo)
+    A = advantages(reward, value.view_as(reward), worth, piece.end & ~piece.died, piece.done, cfg.ppo)
     logp = log_density(mean, params['heads']['log_std'], flat_rows(piece.action))
     return dict(logp=logp, value=value, advantage=flat_rows(A), target=flat_rows(A) + value)
 
@@ -226,11 +226,11 @@ def piece_losses(
     rows:Tensor, # [S,n] places of the minibatch, step by step
     before:Tensor, obs:Tensor, # [S,T,B,H]; of `seen_by`
     action:Tensor, goal:dict, # [S,T,B,A]; of `supervision`, with advantages brought to scale
-    still:int, # so many first places have contexts that are constants
+    constant:int, # so many first places have contexts that are constants
 )->dict: # name -> [S]
     "PPO's losses on a minibatch"
     def some(x): return x.gather(1, rows.reshape(*rows.shape, *[1]*(x.dim() - 2)).expand(*rows.shape, *x.shape[2:]))
-    mean, value = outputs(p, some(flat_rows(before)), None if obs is None else some(obs), rows < still)
+    mean, value = outputs(p, some(flat_rows(before)), None if obs is None else some(obs), rows < constant)
     log_std, g = p['heads']['log_std'], {k: some(v) for k, v in goal.items()}
     logp = log_density(mean, log_std, some(flat_rows(action)))
     return ppo_losses(cfg.ppo, logp, value, gaussian_entropy(log_std), g['logp'], g['value'], g['advantage'], g['target'])
@@ -278,12 +278,11 @@ def books(
     sums, summed = discounted(piece.true_reward, piece.done, was['summed'], cfg.ppo.gamma)
     scale = with_rows(state['opt']['reward'], flat_rows(sums)[..., None])
     so_far = was['earned'][:, None] + piece.true_reward.cumsum(1)
-    ended = torch.where(piece.end, so_far, 0.) # each overtakes the one before
+    ended = torch.where(piece.end, so_far, 0.) # sums since the piece began, so the last one is of all finished episodes
     last = piece.end.long().cumsum(1).argmax(1, keepdim=True) # the step of the last end
     paid = ended.gather(1, last)[:, 0]
-    gone = world.lost(piece.after, piece.end, was['step']).sum((1, 2)).float() if world.lost else paid.new_zeros(len(paid))
-    metrics = {'return': paid.sum(1)/piece.end.sum((1, 2)).clamp(min=1),
-               'lost': torch.where(gone < cfg.workers, gone, torch.inf)}
+    gone, ends = piece.lost.sum((1, 2)), piece.end.sum((1, 2)).clamp(min=1)
+    metrics = {'return': paid.sum(1)/ends, 'simulator_failures': torch.where(2*gone > ends, torch.inf, gone.float())}
     carried = lived.here.trial._asdict() | dict(obs=lived.here.obs, due=lived.here.done, earned=so_far[:, -1] - paid, summed=summed)
     return scaled(scale, piece.reward), scale, carried, metrics
 

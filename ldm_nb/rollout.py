@@ -85,6 +85,7 @@ class Piece(NamedTuple):
     end:Tensor # [S,T,B] bool, an episode ended
     done:Tensor # [S,T,B] bool, the task ended
     died:Tensor # [S,T,B] bool, an episode ended before its time
+    lost:Tensor # [S,T,B] bool, the simulator gave up; these have not died
 
 class Here(NamedTuple):
     "Where every worker is between two pieces"
@@ -111,7 +112,7 @@ def live_on(
     shown=None, # t, fresh [S,B], obs [S,B,O+1] before, action, obs after, true reward [S,B] -> reward shown [S,B]
 )->tuple: # Piece, Here
     "The next piece of every worker's life; finished tasks are followed by new ones"
-    (trial, obs, fresh), kept, B = here, [], here.obs.shape[1]
+    (trial, obs, fresh), kept, B, taken = here, [], here.obs.shape[1], here.trial.step
     task, u, reset = noise['task'], noise['action'], noise['reset']
     def luck(t): return None if reset is None else reset[:, t]
     for t in range(u.shape[1]):
@@ -125,4 +126,7 @@ def live_on(
         h = agent.observe(h, seen.obs, action, reward)
         kept.append((obs, seen.obs, action, reward, seen.reward, fresh, seen.end, seen.done, seen.end & ~last))
         obs, fresh = seen.obs, seen.done
-    return Piece(*(torch.stack(x, 1) for x in zip(*kept))), Here(trial, obs, fresh)
+    *seen, early = (torch.stack(x, 1) for x in zip(*kept))
+    after, end = seen[1], seen[-2]
+    lost = world.lost(after, end, taken) if world.lost else torch.zeros_like(end)
+    return Piece(*seen, early & ~lost, lost), Here(trial, obs, fresh)

@@ -22,7 +22,7 @@ class Method(NamedTuple):
     config:type # its dataclass of settings
     init:Callable # cfg, world, gens -> state
     draw:Callable # cfg, world, gens, iteration -> noise of one iteration
-    collect:Callable # cfg, world, state, noise -> Traj
+    collect:Callable # cfg, world, state, noise -> what `update` wants: a Traj, with robots more
     update:Callable # cfg, world, state, Traj, noise, iteration -> state, metrics (name -> [S])
     agent:Callable # cfg, state, greedy -> Agent
     beliefs:Callable = None # cfg, world, state, Traj, gens -> [S,B,P,C] expected rewards at P moments; for pictures
