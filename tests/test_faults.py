@@ -10,7 +10,7 @@ from ldm_nb.cli import main
 from ldm_nb.core import generators
 from ldm_nb.gridworld import gridworld
 from ldm_nb.lock import locked
-from ldm_nb.presets import METHODS, WORLDS, load_agent, preset
+from ldm_nb.presets import METHODS, WORLDS, assemble, load_agent, preset
 from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.trainer import Progress
 
@@ -196,6 +196,9 @@ def test_asked_before_the_first_iteration(whole, tmp_path, capsys, monkeypatch):
         m.setattr(jobs, 'measure', hit)
         code, _, err = ldm(capsys, *train(tmp_path/'run'))
     assert code == 130 and err.splitlines()[-1].endswith(f"go on with: ldm resume {tmp_path/'run'}")
+    assert not checkpoints(tmp_path/'run')
+    job = assemble(tmp_path/'run')
+    save_checkpoint(tmp_path/'run', job.progress, job.gens) # as earlier versions did
     assert ldm(capsys, 'resume', tmp_path/'run')[0] == 0
     same_run(whole(), tmp_path/'run')
 
