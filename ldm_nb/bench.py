@@ -12,12 +12,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .core import generators, compiling
 from .tasks import World
-from .trainer import Method, Progress, in_turn, iterate
+from .trainer import Method, Progress, frames_of, in_turn, iterate
 from .crew import Crew, shares
 from .compile import Recorded
 from .jobs import helpers
 from .evaluate import evaluate
-from .presets import INTERVAL
+from .presets import interval
 
 # %% ../nbs/91_bench.ipynb #91be0007
 def wait(device:str)->None: # 'cpu' or 'cuda'
@@ -89,7 +89,7 @@ def flop_per_frame(
     "Floating-point operations of matrix products in one iteration, per frame"
     with FlopCounterMode(display=False) as counter: iterate(method, cfg, world, gens, progress)
     progress.iteration += 1
-    return counter.get_total_flops()/(len(progress.seeds)*cfg.workers*world.steps)
+    return counter.get_total_flops()/(len(progress.seeds)*frames_of(cfg, world))
 
 # %% ../nbs/91_bench.ipynb #91be0010
 def bench(
@@ -102,10 +102,11 @@ def bench(
     faster:bool=False, # compiled, or on a GPU recorded
 )->dict: # see the glossary
     "Speed, shares, counted work and memory of training"
-    gens, frames = generators(seeds, device), cfg.workers*world.steps
+    gens, frames = generators(seeds, device), frames_of(cfg, world)
     p, clock, rows, walls = Progress(list(seeds), method.init(cfg, world, gens)), timed(method, device), [], []
     def rates(): return matmul_rate(device, processes, 10 if device == 'cpu' else 1000)
-    before = rates()
+    def physics(): return world.bare(len(seeds)*cfg.workers, processes) if world.bare else 0.
+    before, alone = rates(), physics()
     def run(step):
         for i in range(warm + iterations):
             begun = time.perf_counter()
@@ -120,13 +121,13 @@ def bench(
         first, recorded = dict(rows[-1]), Recorded(method, cfg, world, gens, warm=p.iteration)
         rows.clear(); walls.clear()
         run(lambda p: (recorded.step(p), wait(device), first)[-1])
-    rate = (before + rates())/2
+    rate, alone = (before + rates())/2, (alone + physics())/2
     agent = method.agent(cfg, p.state, True)
     evaluate(world, agent, gens['eval'])
     begun = time.perf_counter()
     evaluate(world, agent, gens['eval'])
     wait(device)
-    looks = (time.perf_counter() - begun)*frames/INTERVAL
+    looks = (time.perf_counter() - begun)*frames/interval(world)
     names = [k for k in rows[0] if k != 'memory']
     spent = {k: median([r[k].mean().item() for r in rows[warm:]]) for k in names} | dict(evaluation=looks)
     parts = shares(len(seeds), min(processes, len(seeds)))
@@ -134,8 +135,9 @@ def bench(
     if device != 'cpu': peak = torch.cuda.max_memory_allocated(device)/2**30
     flop, seconds = flop_per_frame(method, cfg, world, gens, p), median(walls[warm:]) + looks
     speed = len(seeds)*frames/seconds
+    simulator = dict(physics_per_s=round(alone)) if alone else {}
     return dict(method=method.name, seeds=len(seeds), device=device, threads=processes, frames_per_s=round(speed),
-                matmul_gflops=round(rate, 1), flop_per_frame=round(flop), achieved_gflops=round(flop*speed/1e9, 1),
+                **simulator, matmul_gflops=round(rate, 1), flop_per_frame=round(flop), achieved_gflops=round(flop*speed/1e9, 1),
                 shares={k: round(v/sum(spent.values()), 4) for k, v in spent.items()}, peak_memory_gib=round(peak, 2))
 
 # %% ../nbs/91_bench.ipynb #91be0013
@@ -149,6 +151,7 @@ def report(
     lines = [f"{r['world']} {r['method']}: {r['seeds']} seed{'s'*(r['seeds'] > 1)} on {where}, {how}",
              f"  {speed:,} frames/s, {speed/r['matmul_gflops']:.0f} for each GFLOP/s of matrix products",
              *(f'  {k:12} {v:6.1%} {v*frame:8.2f} us a frame' for k, v in r['shares'].items()),
+             *([f"  {speed/r['physics_per_s']:.1%} of what the simulator does alone"] if 'physics_per_s' in r else []),
              f"  {flop/1e6:.2f} MFLOP a frame: {r['achieved_gflops']:.0f} of {r['matmul_gflops']:.0f} GFLOP/s",
              f"  {r['peak_memory_gib']:.2f} GiB of memory at most"]
     return '\n'.join(lines)

@@ -61,17 +61,17 @@ def table(
     world:World, out:dict, # for its splits; of `outcome`, over the split 'eval'
     method:str, # its name, for the first column
 )->str: # Markdown
-    "Return of the last episode (mean and standard deviation over seeds) and goals reached, per split"
+    "Return of the last episode (mean and standard deviation over seeds) per split, and goals reached where there are any"
     tasks = world.family.splits['eval'].tasks
-    head = f'| method | split | tasks | return, episode {world.episodes} | goals reached |'
-    rows = [head, '|---|---|--:|--:|--:|']
+    head, goals = f'| method | split | tasks | return, episode {world.episodes} |', 'reached' in out
+    rows = [head + ' goals reached |'*goals, '|---|---|--:|--:|' + '--:|'*goals]
     for name, split in world.family.splits.items():
         if name in ('eval', 'all'): continue
         mine = split.contains(tasks).to(out['returns'].device)
-        K, r, hit = int(mine.sum()), out['returns'][:, mine, -1].mean(1), '-'
-        if 'reached' in out: hit = f"{out['reached'][:, mine, -1].sum(1).float().mean().item():.1f} of {K}"
+        K, r, hit = int(mine.sum()), out['returns'][:, mine, -1].mean(1), ''
+        if goals: hit = f" {out['reached'][:, mine, -1].sum(1).float().mean().item():.1f} of {K} |"
         spread = f' ± {r.std().item():.2f}' if len(r) > 1 else ''
-        rows.append(f'| {method} | {name} | {K} | {r.mean().item():.2f}{spread} | {hit} |')
+        rows.append(f'| {method} | {name} | {K} | {r.mean().item():.2f}{spread} |{hit}')
     return '\n'.join(rows)
 
 # %% ../nbs/60_evaluate.ipynb #fb5f0674
@@ -108,10 +108,11 @@ def draw_curves(
     ceilings:dict=None, # key of a curve -> value of a dashed line, where one is known
     title:str='', # of the whole picture
 )->Figure:
-    "Train return, test return and test goals missed over frames: every seed thin, the mean over seeds thick"
+    "Train return, test return and, where they are counted, test goals missed over frames: every seed thin, the mean thick"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
+    names = {k: v for k, v in names.items() if all(k in r for rows in runs.values() for r in rows)}
     fig = Figure(figsize=(10, 3.1), dpi=100, layout='constrained')
-    axes = fig.subplots(1, 3)
+    axes = fig.subplots(1, len(names))
     for ax, (key, label) in zip(axes, names.items()):
         for i, (name, rows) in enumerate(runs.items()):
             colour = f'C{i % 10}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Job', 'job', 'newest', 'restore', 'finished', 'Sink', 'look', 'measure', 'most', 'processes', 'helpers', 'Stop',
-           'save', 'way_on', 'telling', 'execute', 'in_buffer', 'finish', 'pictures', 'map_pictures']
+           'save', 'way_on', 'telling', 'execute', 'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
 
 # %% ../nbs/65_jobs.ipynb #51c5876f
 import math, signal, sys, time
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .core import flat, generators, append_jsonl, compiling
 from .buffer import stored
 from .tasks import World
-from .trainer import Method, Progress, Diverged, train
+from .trainer import Method, Progress, Diverged, frames_of, train
 from .crew import Crew
 from .compile import Recorded
 from .duet import Duet
@@ -24,6 +24,7 @@ from .runs import (RunError, Damaged, Newer, write_file, save_checkpoint, load_c
     thin, save_weights, load_weights, measured, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
 from .pictures import draw_dreams, draw_path
+from .motion import view, watch, resets
 
 # %% ../nbs/65_jobs.ipynb #d35c797a
 @dataclass
@@ -40,7 +41,7 @@ class Job:
     @property
     def chunk(self)->int:
         "Frames of an iteration, of one seed"
-        return self.cfg.workers*self.world.steps
+        return frames_of(self.cfg, self.world)
 
     @property
     def parts(self)->tuple:
@@ -285,7 +286,10 @@ def in_buffer(
     job:Job, # of a method with a buffer or without
 )->int: # tasks a seed
     "Tasks that the buffer of a job holds"
-    return stored(job.cfg, job.progress.iteration) if 'buffer' in job.progress.state else 0
+    if 'buffer' not in job.progress.state: return 0
+    tasks = job.progress.state['opt'].get('carried', {}).get('tasks')
+    if tasks is None: return stored(job.cfg, job.progress.iteration)
+    return min(job.cfg.vae.buffer_size, int(tasks[:, 0].max()))
 
 # %% ../nbs/65_jobs.ipynb #268f74ec
 def finish(
@@ -312,6 +316,7 @@ def pictures(
     seen = measured(job.folder) # nothing, where the file was lost
     figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)} if seen else {}
     if job.world.places is not None: figs |= map_pictures(job, name)
+    if view(job.world): figs |= motion_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))
     return [job.folder/file for file in figs]
 
@@ -334,3 +339,15 @@ def map_pictures(
         goals, weights, dreams = (x[0].cpu() for x in job.method.dreams(job.cfg, world, state, gens))
         figs['imagined.png'] = draw_dreams(world, goals, weights, dreams, f'{name}, seed {seed}: imagined tasks')
     return figs
+
+# %% ../nbs/65_jobs.ipynb #65a00002
+def motion_pictures(
+    job:Job, # finished, in a world that has a `View`
+    name:str, # of world and method, for the title
+)->dict: # file name -> Figure
+    "Paths or velocities in the fixed tasks, of the stack's first seed"
+    world, seeds, device = job.world, job.progress.seeds, job.info['device']
+    tasks = world.family.splits['eval'].tasks.to(device)
+    agent = job.method.agent(job.cfg, job.progress.state, True)
+    motion = watch(world, agent, tasks.expand(len(seeds), -1, -1), resets(world, seeds, len(tasks), device))
+    return {'motion.png': view(world).figure(world, motion, f'{name}, seed {seeds[0]}')}

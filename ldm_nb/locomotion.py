@@ -7,10 +7,10 @@ __all__ = ['TURNS', 'RADII', 'SPEEDS', 'MARGIN', 'FIVE', 'DIRECTION', 'GOAL', 'V
            'HORIZON', 'EPISODES', 'along', 'within', 'ranges', 'rings', 'turns', 'cross', 'column', 'Body', 'Parts',
            'parts', 'engine', 'quiet', 'load', 'pool', 'simulate', 'start', 'see_direction', 'see_goal', 'see_velocity',
            'square', 'cost', 'reward_direction', 'reward_goal', 'reward_velocity', 'upright', 'lost', 'Codec', 'codec',
-           'locomotion', 'ant_direction', 'ant_goal', 'cheetah_velocity']
+           'bare_rate', 'locomotion', 'ant_direction', 'ant_goal', 'cheetah_velocity']
 
 # %% ../nbs/12_locomotion.ipynb #6ee23f0b
-import ctypes, math, os
+import ctypes, math, os, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -381,6 +381,26 @@ def codec(
         return o, action, reward, valid > 0
     return Codec(pack, unpack, 4*(seen + 1 + steps*width))
 
+# %% ../nbs/12_locomotion.ipynb #400796ed
+def bare_rate(
+    body:Body, # which
+    n:int, # simulations
+    threads:int=1, # native threads
+    steps:int=100, # of an agent, each of `SKIP` of the simulator
+)->float: # steps/s of all simulations together, the best of three
+    "How fast the simulator is by itself"
+    k, took = body.nq + 2*body.nv, []
+    p, gen = pool(body, n, threads=threads), np.random.default_rng(0)
+    acts, first = gen.uniform(-1, 1, (steps, n, body.motors)), start(body, False, torch.zeros(1, n, 1))[0, :, :k].numpy()
+    with quiet(engine()):
+        for _ in range(3):
+            p.state[:, 1:1+k], begun = first, time.perf_counter()
+            for a in acts:
+                p.state[:, 1+k:1+k+body.motors] = a
+                p.step(nstep=SKIP)
+            took.append(time.perf_counter() - begun)
+    return steps*n/min(took)
+
 # %% ../nbs/12_locomotion.ipynb #1a760cd3
 HORIZON, EPISODES = 200, 2 # section 5.2
 
@@ -393,21 +413,22 @@ def locomotion(
     silent:int=0, # inputs that are zero unless `contacts`
     contacts:bool=False, # real contact forces
     episodes:int=EPISODES, # N
+    horizon:int=HORIZON, # H
 )->World:
     "A world of MuJoCo"
     def step(state, task, action):
         after, failed = simulate(body, state, action)
         died = failed if healthy is None else failed | ~healthy(see(after))
         return after, reward(task, state, action, after).float(), died
-    code = codec(HORIZON*episodes, obs_dim, body.motors, 0 if contacts else silent)
-    return World(family, obs_dim=obs_dim, n_actions=0, action_dim=body.motors, horizon=HORIZON, episodes=episodes,
+    code = codec(horizon*episodes, obs_dim, body.motors, 0 if contacts else silent)
+    return World(family, obs_dim=obs_dim, n_actions=0, action_dim=body.motors, horizon=horizon, episodes=episodes,
                  start=partial(start, body, contacts), step=step, observe=see, reached=None, reward_kind='real',
                  target=lambda reward: reward, imagine=lambda output: output, cells=None, ceiling=None, places=None,
                  pack=code.pack, unpack=code.unpack, code_bytes=code.code_bytes, reset_noise=body.nq + body.nv,
-                 lost=partial(lost, healthy, HORIZON))
+                 lost=partial(lost, healthy, horizon), bare=partial(bare_rate, body))
 
 # %% ../nbs/12_locomotion.ipynb #3ac3f619
-def ant_direction(**how)->World: # contacts, episodes
+def ant_direction(**how)->World: # contacts, episodes, horizon
     """The ant that is to walk in a direction
 
     ```python
@@ -419,10 +440,10 @@ def ant_direction(**how)->World: # contacts, episodes
     """
     return locomotion(DIRECTION, ANT, see_direction, 27, reward_direction, upright, **how)
 
-def ant_goal(**how)->World: # contacts, episodes
+def ant_goal(**how)->World: # contacts, episodes, horizon
     "The ant that is to walk to a place"
     return locomotion(GOAL, ANT, see_goal, 113, reward_goal, silent=6*ANT.bodies, **how)
 
-def cheetah_velocity(**how)->World: # episodes
+def cheetah_velocity(**how)->World: # episodes, horizon
     "The half cheetah that is to run at a velocity"
     return locomotion(VELOCITY, CHEETAH, see_velocity, 20, reward_velocity, **how)

@@ -37,8 +37,12 @@ def linear(
 )->Tensor: # [S,...,out]
     "Each seed's own affine map"
     rows, w, b = x.flatten(1, -2) if x.dim() > 3 else x, p['w'], p['b']
+    n, out = rows.shape[1], w.shape[2]
     if w.shape[1] == 1: y = rows*w + b
-    elif w.shape[2] == 1: y = (rows*w.transpose(1, 2)).sum(-1, keepdim=True) + b
+    elif out == 1: y = (rows*w.transpose(1, 2)).sum(-1, keepdim=True) + b
+    elif n % 4 and out % 4 and (n % 2 or out % 2):
+        b, w = (pad(a, (0, -out % 4)) for a in (b, w))
+        y = torch.baddbmm(b, rows, w)[..., :out]
     else: y = torch.baddbmm(b, rows, w)
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 3 else y
 
@@ -115,10 +119,11 @@ def gru_loop(
     p:dict, # of `init_gru`
     x:Tensor, # [S,T,B,I]
     h:Tensor, # [S,B,H] before the first step
+    keep:Tensor=None, # [S,T,B] 1, or 0 where memory is lost before the step
 )->Tensor: # [S,T+1,B,H] before the first step and after each
     "The naive sequence: one cell after another"
     gx, out = gru_inputs(p, x), [h]
-    for t in range(x.shape[1]): out.append(gru_cell(p, gx[:, t], out[-1]))
+    for t in range(x.shape[1]): out.append(gru_cell(p, gx[:, t], out[-1] if keep is None else out[-1]*keep[:, t, :, None]))
     return torch.stack(out, 1)
 
 # %% ../nbs/01_nets.ipynb #bf0c2f2e
@@ -138,31 +143,34 @@ def _steps_back(grad, h, gates, kept, w, dh): # [S,k,B,H] twice, [S,k,B,3H], [S,
 # %% ../nbs/01_nets.ipynb #bf0c2f30
 class _GRU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h0, w_x, b_x, w_h, b_h): # [S,T,B,I], [S,B,H], as in `init_gru`
+    def forward(ctx, x, h0, w_x, b_x, w_h, b_h, keep): # [S,T,B,I], [S,B,H], as in `init_gru`, [S,T,B,1] or None
         (S, T, B, _), H = x.shape, h0.shape[-1]
         gates = gru_inputs(dict(w_x=w_x, b_x=b_x), x) # become r, z and c, step by step
         hs, hc, gh = x.new_empty(S, T + 1, B, H), x.new_empty(S, T, B, H), x.new_empty(S, B, 3*H)
         hs[:, 0], h, (h_rz, h_c) = h0, hs[:, 0], gh.split([2*H, H], -1)
         per_step = [gates[..., :2*H], *gates.chunk(3, -1), hc, hs[:, 1:]]
-        for rz, r, z, c, kept, new in zip(*(a.unbind(1) for a in per_step)):
+        for t, (rz, r, z, c, kept, new) in enumerate(zip(*(a.unbind(1) for a in per_step))):
+            if keep is not None: h = h*keep[:, t]
             torch.baddbmm(b_h, h, w_h, out=gh)
             rz.add_(h_rz).sigmoid_()
             c.addcmul_(r, kept.copy_(h_c)).mul_(2).sigmoid_().mul_(2).sub_(1) # tanh, by the faster of the two routines
             h = torch.lerp(c, h, z, out=new)
-        ctx.save_for_backward(x, hs, gates, hc, w_x, w_h)
+        ctx.save_for_backward(x, hs, gates, hc, w_x, w_h, keep)
         return hs
 
     @staticmethod
     def backward(ctx, grad): # [S,T+1,B,H]
-        x, hs, gates, hc, w_x, w_h = ctx.saved_tensors
+        x, hs, gates, hc, w_x, w_h, keep = ctx.saved_tensors
         H, xs, w = hc.shape[-1], x.flatten(1, 2), w_h.transpose(1, 2)
+        was, keeps = (hs[:, :-1], [None]*hc.shape[1]) if keep is None else (hs[:, :-1]*keep, keep.unbind(1))
         d, d_c, dh = torch.empty_like(gates), torch.empty_like(hc), torch.zeros_like(hs[:, 0])
-        a, b, T = torch.empty_like(dh), torch.empty_like(dh), 0 if is_compiling() else hc.shape[1]
+        a, b, T = torch.empty_like(dh), torch.empty_like(dh), 0 if is_compiling() and keep is None else hc.shape[1]
         for t in range(hc.shape[1] - T, 0, -STEPS): # none unless compiling
             i = slice(max(t - STEPS, 0), t)
-            d[:, i], d_c[:, i], dh = _steps_back(grad[:, 1:][:, i], hs[:, :-1][:, i], gates[:, i], hc[:, i], w, dh)
-        per_step = [grad[:, 1:], hs[:, :-1], *gates.chunk(3, -1), hc, d, *d.chunk(3, -1), d_c]
-        for g, h, r, z, c, kept, d_t, d_r, d_z, d_n, d_ct in zip(*(reversed(x[:, :T].unbind(1)) for x in per_step)):
+            d[:, i], d_c[:, i], dh = _steps_back(grad[:, 1:][:, i], was[:, i], gates[:, i], hc[:, i], w, dh)
+        per_step = [grad[:, 1:], was, *gates.chunk(3, -1), hc, d, *d.chunk(3, -1), d_c]
+        steps = zip(reversed(keeps[:T]), *(reversed(x[:, :T].unbind(1)) for x in per_step))
+        for k, g, h, r, z, c, kept, d_t, d_r, d_z, d_n, d_ct in steps:
             dh.add_(g)
             torch.mul(torch.sub(h, c, out=a).mul_(dh), z, out=d_z).addcmul_(d_z, z, value=-1)
             dh.sub_(torch.mul(dh, z, out=a))
@@ -170,21 +178,23 @@ class _GRU(torch.autograd.Function):
             torch.mul(d_ct, r, out=d_n)
             torch.mul(b.copy_(d_ct).mul_(kept), r, out=d_r).addcmul_(d_r, r, value=-1)
             torch.baddbmm(a, d_t, w, out=dh)
+            if k is not None: dh.mul_(k)
         (d_rz, _), (w_rz, w_c) = (y.split([2*H, H], -1) for y in (d.flatten(1, 2), w_x))
         d, d_c = d.flatten(1, 2), d_c.flatten(1, 2)
         gw_x, gb = torch.cat([xs.transpose(1, 2) @ y for y in (d_rz, d_c)], -1), d.sum(1, keepdim=True)
         gx = torch.baddbmm(d_rz @ w_rz.transpose(1, 2), d_c, w_c.transpose(1, 2)).view_as(x)
         gb_x = torch.cat([gb[..., :2*H], d_c.sum(1, keepdim=True)], -1)
-        return gx, dh + grad[:, 0], gw_x, gb_x, hs[:, :-1].flatten(1, 2).transpose(1, 2) @ d, gb
+        return gx, dh + grad[:, 0], gw_x, gb_x, was.flatten(1, 2).transpose(1, 2) @ d, gb, None
 
 # %% ../nbs/01_nets.ipynb #16ac45ea
 def gru(
     p:dict, # of `init_gru`
     x:Tensor, # [S,T,B,I]
     h:Tensor, # [S,B,H] before the first step
+    keep:Tensor=None, # [S,T,B] 1, or 0 where memory is lost before the step
 )->Tensor: # [S,T+1,B,H] before the first step and after each
     "The same sequence as `gru_loop`, with a backward pass that gathers the weights' gradients in one product each"
-    return _GRU.apply(x, h, p['w_x'], p['b_x'], p['w_h'], p['b_h'])
+    return _GRU.apply(x, h, p['w_x'], p['b_x'], p['w_h'], p['b_h'], None if keep is None else keep[..., None])
 
 # %% ../nbs/01_nets.ipynb #0497fb6c
 def gradients(

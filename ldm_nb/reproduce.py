@@ -15,12 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from .core import flat, generators, nest, tree_map
 from .tasks import known
-from .trainer import Progress, iterate
+from .trainer import Progress, frames_of, iterate
 from .runs import RunError, check_name, checkpoints, load_weights, read_config, read_records, write_file
 from .compare import read_curves
 from .lock import Busy
 from .jobs import helpers, most
-from .presets import WORLDS, METHODS, PRESETS, preset, override, settings, check, iterations, parse_frames, parse_seeds
+from .presets import WORLDS, METHODS, PRESETS, method_of, preset, override, settings, check, iterations, parse_frames, parse_seeds
 
 # %% ../nbs/92_reproduce.ipynb #92a00007
 class Experiment(NamedTuple):
@@ -97,7 +97,7 @@ def budget(
 )->int: # frames of each seed
     "The row's frames, rounded up to whole iterations as `ldm train` does"
     cfg, world = config(e), WORLDS[e.world]()
-    return iterations(cfg, world, e.frames)*cfg.workers*world.steps
+    return iterations(cfg, world, e.frames)*frames_of(cfg, world)
 
 def lacking(
     e:Experiment, # a row
@@ -229,7 +229,7 @@ def speed(
     count:int=3, # iterations
 )->float: # frames/s, summed over seeds
     "How fast a row trains here"
-    world, cfg, method = WORLDS[e.world](), config(e), METHODS[e.method].method
+    world, cfg, method = WORLDS[e.world](), config(e), method_of(e.world, e.method)
     gens = generators(seeds)
     p, times = Progress(list(seeds), method.init(cfg, world, gens)), []
     with helpers(method, cfg, world, gens, p, min(processes, most(method, cfg, len(seeds)))) as crew:
@@ -238,7 +238,7 @@ def speed(
             crew.step(p) if crew else iterate(method, cfg, world, gens, p)
             p.iteration += 1
             times.append(time.perf_counter() - begun)
-    return len(seeds)*cfg.workers*world.steps/min(times)
+    return len(seeds)*frames_of(cfg, world)/min(times)
 
 def overview(
     rows:list, data, runs, # as in `reproduce`

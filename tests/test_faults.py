@@ -10,7 +10,7 @@ from ldm_nb.cli import main
 from ldm_nb.core import generators
 from ldm_nb.gridworld import gridworld
 from ldm_nb.lock import locked
-from ldm_nb.presets import METHODS, WORLDS, assemble, load_agent, preset
+from ldm_nb.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
 from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.trainer import Progress
 
@@ -22,7 +22,7 @@ FRAMES, N = 8*1920, 8
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     "An evaluation every second iteration"
-    monkeypatch.setattr(presets, 'INTERVAL', 2*1920)
+    monkeypatch.setattr(presets, 'interval', lambda world: 2*1920 if world.n_actions else 2*800)
 
 def ldm(capsys, *argv):
     with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
@@ -30,13 +30,21 @@ def ldm(capsys, *argv):
     assert 'Traceback' not in out.err
     return e.value.code, out.out, out.err
 
-# Every world and method, later ones too: the oracles, and other worlds than the first for all but one method, in the slow tests
-CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-{m}'), *[pytest.mark.slow]*(e.oracle or (w != 'gridworld' and m != 'rl2'))])
-         for w in WORLDS for m, e in METHODS.items()]
+# Every world and method, later ones too: beside all methods of the gridworld, one method of each other kind of world; the others are slow tests
+FAST = {*(('gridworld', m) for m, e in METHODS.items() if not e.oracle), ('gridworld-extrapolation', 'rl2'), ('cheetah-vel', 'ldm')}
+CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-{m}'), *[pytest.mark.slow]*((w, m) not in FAST)])
+         for w in WORLDS for m in METHODS]
+
+def smaller(world, method):
+    "Options that make a run small, a robot's iterations 800 frames"
+    if world not in ROBOTS: return MORE.get(method, [])
+    own = [*QUICK, '--buffer-size', '20'] if method[:3] in ('ldm', 'var') else []
+    return ['--workers', '4', '--minibatches', '2', *own, *['--mixture-workers', '1']*(method == 'ldm')]
 
 def train(out, method='rl2', seeds='3,7', threads=1, frames=FRAMES, world='gridworld'):
+    frames = frames*800//1920 if world in ROBOTS else frames
     return ['train', world, '--method', method, '--seeds', seeds, '--frames', str(frames), '--checkpoint-every', '3',
-            '--threads', str(threads), '--out', str(out), *MORE.get(method, [])]
+            '--threads', str(threads), '--out', str(out), *smaller(world, method)]
 
 def forked(argv, patch=lambda: None):
     "A process that changes itself by `patch` and then runs the command; it says nothing"

@@ -50,10 +50,10 @@ def bad_word(choices): return words.filter(lambda w: w not in choices and not w.
 bad_seeds = st.one_of(st.sampled_from(['4:4', '5:3', '1,1', '-1', '0:99999', '3,', ',3', '1:2:3', '99999999999', '1.5', '0:4:']),
                       words.filter(lambda w: not re.fullmatch(r'\d+(:\d+|(,\d+)*)', w.strip())))
 
-def options(method):
+def options(world, method):
     "option -> strategy of malformed values"
     out = {}
-    for k, v in settings(preset('gridworld', method)).items():
+    for k, v in settings(preset(world, method)).items():
         kind = type(v)
         if k in CHOICES: out[k] = bad_word(CHOICES[k])
         elif kind in (int, float): out[k] = bad_number(kind, *RANGES.get(k, (1, 65536)))
@@ -65,19 +65,19 @@ def options(method):
                 variant=words.filter(lambda w: not re.fullmatch(r'[\w.-]+', w) or '..' in w))
     return out
 
-ONE = {m: options(m) for m in METHODS if not m.endswith('oracle')}
-cases = st.sampled_from([(m, k) for m, o in ONE.items() for k in o]).flatmap(lambda c: st.tuples(st.just(c), ONE[c[0]][c[1]]))
+ONE = {(w, m): options(w, m) for w in ('gridworld', 'ant-dir') for m in METHODS if not m.endswith('oracle')}
+cases = st.sampled_from([(*x, k) for x, o in ONE.items() for k in o]).flatmap(lambda c: st.tuples(st.just(c), ONE[c[:2]][c[2]]))
 
-@many(120)
+@many(160)
 @given(case=cases)
 def test_options_of_train(case, tmp_path_factory):
-    (method, option), value = case
+    (world, method, option), value = case
     d = tmp_path_factory.getbasetemp()/'options'
     d.mkdir(exist_ok=True)
     with contextlib.chdir(d), pytest.MonkeyPatch.context() as m:
         m.setattr(cli, 'create', lambda *a: pytest.fail(f'{option} {value!r} was taken'))
         argv = [] if option == 'method' else [f'--method={method}']
-        code, out, err = ldm('train', 'gridworld', *argv, f"--{option.replace('_', '-')}={value}")
+        code, out, err = ldm('train', world, *argv, f"--{option.replace('_', '-')}={value}")
     assert code == 2, (option, value, out, err)
     names(out + err, option, value if value.isascii() and value.strip() and "'" not in repr(value)[1:-1] else None)
     assert not list(d.iterdir())

@@ -1,0 +1,118 @@
+"""The robots' methods: a stack of seeds is its seeds, a resumed run is the same run, physics that fails is counted."""
+import pytest
+import torch
+
+from ldm_nb import presets
+from ldm_nb.cli import main
+from ldm_nb.core import flat, generators, read_jsonl, take
+from ldm_nb.evaluate import evaluate, outcome, summary
+from ldm_nb.locomotion import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.presets import METHODS, ROBOTS, method_of, override, preset, settings
+from ldm_nb.runs import load_checkpoint, save_checkpoint
+from ldm_nb.trainer import Diverged, Progress, train
+
+SMALL = dict(posteriors=6, transitions=5, vae_batch=3, buffer_size=20, workers=6, chunk=30, vae_updates=1, minibatches=2, mixture_workers=2)
+
+
+def made(world, method, name='paper', **changes):
+    "A world of short episodes, where a task takes two iterations, and a method that fits it"
+    cfg = preset(world, method, name)
+    return ROBOTS[world](horizon=30), override(cfg, **{k: v for k, v in (SMALL | changes).items() if k in settings(cfg)}), method_of(world, method)
+
+def run(what, seeds, iterations, progress=None, gens=None, **kw):
+    world, cfg, m = what
+    gens = gens or generators(seeds)
+    return train(m, cfg, world, gens, progress or Progress(seeds, m.init(cfg, world, gens)), iterations, 100, **kw), gens
+
+def same(a, b):
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+
+LEARNERS = [k for k, e in METHODS.items() if not e.oracle]
+
+@pytest.mark.parametrize('world,name', [*((w, 'paper') for w in ROBOTS), ('ant-dir', 'release')])
+@pytest.mark.parametrize('method', LEARNERS)
+def test_seed_in_a_stack_is_the_seed_alone(world, method, name):
+    what, seen = made(world, method, name), {}
+    alone, _ = run(what, [7], 4, tick=lambda p, m: seen.setdefault(p.iteration, m))
+    def tick(p, m):
+        for k, v in m.items(): assert torch.equal(v[1:2], seen[p.iteration][k]), (p.iteration, k)
+    stacked, _ = run(what, [3, 7, 11], 4, tick=tick)
+    same(take(stacked.state, 1), alone.state)
+
+@pytest.mark.parametrize('world', ROBOTS)
+@pytest.mark.parametrize('method', LEARNERS)
+def test_resumed_in_the_middle_of_a_task_is_the_same_run(world, method, tmp_path):
+    what = made(world, method)
+    whole, _ = run(what, [3, 7], 5)
+    half, gens = run(what, [3, 7], 3)
+    assert (half.state['opt']['carried']['past']['length'] > 0).any()
+    path, again = save_checkpoint(tmp_path, half, gens, 20 if 'buffer' in half.state else 0), generators([3, 7])
+    fresh = what[2].init(what[1], what[0], again)
+    p, _ = run(what, [3, 7], 5, load_checkpoint(path, [3, 7], again, fresh.get('buffer')), again)
+    same(p.state, whole.state)
+    same(p.sums, whole.sums)
+
+def test_ldm_without_mixture_is_rl2():
+    a, _ = run(made('cheetah-vel', 'ldm', mixture_workers=0), [5], 3)
+    b, _ = run(made('cheetah-vel', 'rl2'), [5], 3)
+    same({k: a.state['params'][k] for k in ('encoder', 'heads', 'seen')}, b.state['params'])
+
+def test_mixture_tasks_never_reach_the_buffer():
+    "What is stored are the normal workers' tasks, with true rewards"
+    world, cfg, m = made('ant-dir', 'ldm')
+    seen, gens = [], generators([0])
+    def collect(*a):
+        seen.append(m.collect(*a))
+        return seen[-1]
+    p = Progress([0], m.init(cfg, world, gens))
+    train(m._replace(collect=collect), cfg, world, gens, p, 6, 100)
+    true = torch.cat([x.piece.true_reward for x in seen], 1)[0, :, :cfg.normal].flatten()
+    stored = int(p.state['opt']['carried']['tasks'][0, 0])
+    assert 0 < stored <= 20
+    _, _, reward, valid = world.unpack(p.state['buffer'][:, :stored])
+    assert torch.isin(reward[valid], true).all()
+    assert sum(int(x.piece.done[..., :cfg.normal].sum()) for x in seen) == stored
+
+def test_evaluation_changes_nothing_and_counts_only_the_task():
+    what = made('ant-dir', 'rl2')
+    world, cfg, m = what
+    p, gens = run(what, [3, 7], 2)
+    before = {k: v.clone() for k, v in flat(p.state).items()}
+    out = outcome(world, evaluate(world, m.agent(cfg, p.state, True), gens['eval']))
+    for k, v in flat(p.state).items(): assert torch.equal(v, before[k])
+    assert set(summary(world, out)[0]) == {'train', 'first_train', 'test', 'first_test'}
+    assert out['returns'].shape == (2, 8, 2)
+
+def test_failing_physics_is_counted_and_freezes_a_seed_that_cannot_go_on(monkeypatch):
+    world, cfg, m = made('cheetah-vel', 'rl2')
+    gens = generators([3, 7])
+    p = Progress([3, 7], m.init(cfg, world, gens))
+    p.state['params']['heads']['log_std'][1] = 60. # torques of e60
+    p = train(m, cfg, world, gens, p, 2, 100)
+    assert list(p.frozen) == [7]
+
+
+def test_without_mujoco_the_message_says_what_to_install(monkeypatch, capsys, tmp_path):
+    def missing(): raise ImportError("the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo: pip install --upgrade 'ldm-nb[mujoco]'")
+    monkeypatch.setattr(presets, 'engine', missing)
+    with pytest.raises(SystemExit) as e: main(['train', 'ant-dir', '--out', str(tmp_path/'run')])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and 'ldm-nb[mujoco]' in err and 'Traceback' not in err and not (tmp_path/'run').exists()
+
+def test_a_run_from_the_command_line(capsys, tmp_path):
+    "Trained, stopped half-way through a task, resumed to another budget, measured and drawn"
+    run = tmp_path/'run'
+    def ldm(*argv):
+        with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
+        assert e.value.code == 0
+        return capsys.readouterr().out
+    out = ldm('train', 'cheetah-vel', '--method', 'varibad', '--preset', 'quick', '--workers', 4, '--buffer-size', 10, '--seeds', '0:2', '--frames', 800, '--out', run)
+    assert '| varibad | test | 5 |' in out and 'motion.png' in out and 'goals' not in out
+    assert 'episode 2' in ldm('resume', run, '--frames', 2400)
+    assert ldm('evaluate', run).count('| 2.25 |') == 1
+    lines = read_jsonl(run/'metrics.jsonl')
+    assert [l['frames'] for l in lines] == [0, 0, 800, 800, 2400, 2400] and lines[-1]['metrics']['lost'] == 0
+    assert 'nothing is damaged' in ldm('check', run)
