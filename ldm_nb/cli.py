@@ -519,7 +519,7 @@ def main(
     except OSError as e: fail(1, e, f'{e.filename or "a file"}: {e.strerror or e}; what was saved before is whole')
     except Gone as e: fail(1, e, f'{e}; what was saved before is whole')
     except Unable as e: fail(1, e)
-    except RuntimeError as e:
-        if 'memory' not in str(e): raise
+    except (RuntimeError, MemoryError) as e:
+        if isinstance(e, RuntimeError) and 'memory' not in str(e): raise
         fail(1, e, 'not enough memory for these sizes: use fewer seeds or workers, or --posteriors and --transitions')
     except KeyboardInterrupt as e: fail(130, e, 'stopped at once; what was saved before is kept')

@@ -252,8 +252,8 @@ def save_checkpoint(
 def checkpoints(
     folder, # of a run
 )->list:
-    "The checkpoint folders of a run, oldest first; not one of before the first iteration, which is no gain"
-    found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-[1-9]\d*', p.name)]
+    "The checkpoint folders of a run, oldest first"
+    found = [p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', p.name)]
     return sorted(found, key=lambda p: int(p.name.split('-')[1]))
 
 def thin(
@@ -276,7 +276,7 @@ def mend(
     for was in Path(folder).glob('checkpoint-*.was'):
         if was.with_suffix('').exists(): shutil.rmtree(was)
         else: was.rename(was.with_suffix(''))
-    for left in (*Path(folder).glob('*.tmp'), Path(folder)/'checkpoint.gone'):
+    for left in (*Path(folder).glob('*.tmp'), *(Path(folder)/f'checkpoint{x}' for x in ('.gone', '-0'))):
         if left.is_dir(): shutil.rmtree(left)
         else: left.unlink(missing_ok=True)
 

@@ -1,5 +1,5 @@
 """Runs that survive: every fault of the page `faults`, caused on purpose."""
-import contextlib, errno, json, multiprocessing, os, random, shutil, signal, subprocess, sys, tempfile, time, warnings
+import contextlib, errno, json, multiprocessing, os, random, resource, shutil, signal, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from ldm_nb.cli import main
 from ldm_nb.core import generators
 from ldm_nb.gridworld import gridworld
 from ldm_nb.lock import locked
-from ldm_nb.presets import METHODS, ROBOTS, WORLDS, load_agent, preset
+from ldm_nb.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
 from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.trainer import Progress
 
@@ -204,6 +204,9 @@ def test_asked_before_the_first_iteration(whole, tmp_path, capsys, monkeypatch):
         m.setattr(jobs, 'measure', hit)
         code, _, err = ldm(capsys, *train(tmp_path/'run'))
     assert code == 130 and err.splitlines()[-1].endswith(f"go on with: ldm resume {tmp_path/'run'}")
+    assert not checkpoints(tmp_path/'run')
+    job = assemble(tmp_path/'run')
+    save_checkpoint(tmp_path/'run', job.progress, job.gens) # as earlier versions did
     assert ldm(capsys, 'resume', tmp_path/'run')[0] == 0
     same_run(whole(), tmp_path/'run')
 
@@ -311,6 +314,27 @@ def test_read_only(whole, capsys):
     assert contents(run) == before
     for p in (d, *d.rglob('*')): p.chmod(0o755)
     shutil.rmtree(d)
+
+
+def test_not_enough_memory(whole, tmp_path, capsys):
+    "The process may have no more of it than it has"
+    said, tick = tmp_path/'said', jobs.Sink.tick
+    def no_more():
+        def at(self, progress, metrics):
+            tick(self, progress, metrics)
+            if progress.iteration != 5: return
+            os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
+            sys.stderr = open(2, 'w', closefd=False)
+            have = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (have, have))
+            self.held = torch.ones(10**9)
+        jobs.Sink.tick = at
+    p = forked(train(run := tmp_path/'run'), no_more)
+    p.join()
+    assert p.exitcode == 1 and 'not enough memory' in said.read_text()
+    assert said.read_text().splitlines()[-1] == f'go on with: ldm resume {run}'
+    assert ldm(capsys, 'resume', run)[0] == 0
+    same_run(whole(), run)
 
 
 # Damage
