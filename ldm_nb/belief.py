@@ -309,7 +309,7 @@ def elbo(
         return x.gather(2, i.reshape(*i.shape, *[1]*(x.dim() - 3)).expand(*i.shape, *x.shape[3:]))
     def choice(u, n, ok): # [S,B,n]
         return None if u is None else (u if valid is None else u + 1 - ok.transpose(1, 2)).argsort(-1)[..., :n]
-    P, I = choice(noise['posteriors'], cfg.posteriors, known), choice(noise['transitions'], cfg.transitions, valid)
+    P, I = choice(noise['posteriors'], noise['eps'].shape[2], known), choice(noise['transitions'], cfg.transitions, valid)
     m = pick(mu, P) + each(torch.exp, .5*pick(logvar, P))*noise['eps']
     o, y = pick(obs, I), pick(target, I)
     scale = mu.shape[2]*obs.shape[2]/(m.shape[2]*o.shape[2]*len(mu[0]))
