@@ -65,9 +65,9 @@ def config(
 def of(
     e:Experiment, stored:dict, # a row; settings as JSON gives them back, lists for tuples
 )->list: # names of the settings that differ
-    "Are stored settings those of a row? An empty list says yes"
-    want = settings(config(e))
-    have = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    "Are stored settings those of a row? An empty list says yes. A setting that is younger than what was stored had its default"
+    want, plain = settings(config(e)), settings(method_of(e.world, e.method).config())
+    have = plain | {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
     return [k for k in {**want, **have} if k not in want or k not in have or have[k] != want[k]]
 
 def read_table(
