@@ -18,7 +18,7 @@ from .belief import VAE, init_vae, vae_noise, elbo, elbo_weights
 from .buffer import empty, stored, places, add, batch
 from .policy import PolicySize
 from .onpolicy import A2C, total
-from .mixture import Mixture, mixture_weights, mix, mixture_noise, imagined
+from .mixture import Mixture, normal_workers, weight_dims, mixture_weights, mix, mixture_noise, imagined
 from .rollout import Traj, rollout, join, episode_sums
 from .pictures import place_rewards, place_beliefs
 from .trainer import Method, in_turn, task_return
@@ -36,15 +36,9 @@ class LDM:
     vae:VAE = VAE() # the latent dynamics network
     mixture:Mixture = Mixture() # the imaginary tasks
 
-    def __post_init__(self):
-        M = self.mixture.mixture_workers
-        if not 0 <= M < self.workers:
-            raise ValueError(f'mixture_workers is {M}: it must leave at least one of the {self.workers} workers normal')
+    def __post_init__(self): normal_workers(self)
 
-    @property
-    def normal(self)->int:
-        "n, the workers that see true rewards"
-        return self.workers - self.mixture.mixture_workers
+    normal = property(normal_workers) # n
 
 # %% ../nbs/72_ldm.ipynb #8b336f9e
 def init(
@@ -70,7 +64,7 @@ def draw_noise(
     n['store'] = places(cfg, iteration, n['task'].device)
     if not cfg.mixture.mixture_workers: return n
     E = cfg.encoder.state_embedding
-    return n | dict(mixture=mixture_noise(gens['imagination'], cfg.mixture, cfg.vae, world, cfg.normal, E))
+    return n | dict(mixture=mixture_noise(gens['imagination'], cfg.mixture, cfg.vae, world.steps, cfg.normal, E))
 
 @torch.no_grad()
 def mixture_latents(
@@ -193,8 +187,7 @@ def dreams(
     p = state['params']['vae']
     mu, logvar = (x[:, -1:] for x in encode(p['encoder'], real.obs[:, 1:], real.action, real.reward)) # [S,1,B,D]
     m = mu + (.5*logvar).exp()*draw(gens['vae'], 'normal', *mu.shape[1:])*(cfg.mixture.mixed == 'samples')
-    D = cfg.vae.latent if cfg.mixture.weights == 'per-dimension' else 1
-    alpha = mixture_weights(draw(gens['imagination'], 'exponential', count, D, cfg.workers), cfg.mixture.beta)
+    alpha = mixture_weights(draw(gens['imagination'], 'exponential', count, weight_dims(cfg.mixture, cfg.vae), cfg.workers), cfg.mixture.beta)
     vae = replace(cfg.vae, p_drop=cfg.vae.p_drop*cfg.mixture.imagination_dropout)
     maps = place_rewards(world, p['decoder'], vae, mix(alpha, m), None, gens['eval'])
     return real.task, alpha.mean(2), maps[:, 0]

@@ -15,7 +15,7 @@ from .nets import gradients, leaf, clip, norm, init_moments, adam, rmsprop
 from .tasks import World
 from .encoder import EncoderSize, init_encoder, contexts
 from .policy import PolicySize, Agent, init_policy, policy, recurrent_agent
-from .onpolicy import A2C, gae, a2c_losses, a2c_weights, total
+from .onpolicy import A2C, gae, a2c_losses, loss_weights, total
 from .rollout import Traj, rollout
 from .trainer import Method, task_return
 
@@ -124,7 +124,7 @@ def policy_step(
     "One A2C step of Encoder-p and the heads"
     p = leaf({k: params[k] for k in ('encoder', 'heads')})
     losses = losses(cfg, p, traj)
-    g = gradients(total(losses, a2c_weights(cfg.a2c)), p)
+    g = gradients(total(losses, loss_weights(cfg.a2c)), p)
     enc, enc_opt = adam(p['encoder'], clip(g['encoder'], cfg.a2c.max_grad_norm), opt['encoder'], cfg.a2c.encoder_lr)
     heads, heads_opt = rmsprop(p['heads'], clip(g['heads'], cfg.a2c.max_grad_norm), opt['heads'], cfg.a2c.policy_lr)
     metrics = {k: v.detach() for k, v in losses.items()} | {f'{k}_norm': norm(v) for k, v in g.items()}

@@ -47,7 +47,7 @@ def step(
 )->tuple: # Trial, Seen
     "One step of every worker, with silent resets between the episodes of a task"
     state, reward, died = world.step(trial.state, trial.task, action)
-    end = trial.step + 1 == world.horizon if died is not None or not inside else None
+    end = None if inside and died is None else trial.step + 1 == world.horizon
     if died is not None: end = end | died
     if end is None or (died is not None and not end.any()):
         no, flag = torch.zeros_like(reward, dtype=torch.bool), torch.zeros_like(reward)[..., None]

@@ -8,6 +8,7 @@ __all__ = ['MUJOCO', 'BELIEF', 'STAGES', 'METHOD', 'VariBADPPO', 'init', 'learn_
 
 # %% ../nbs/75_varibad_ppo.ipynb #3b35b433
 from dataclasses import dataclass
+from functools import partial
 import torch
 from torch import Tensor
 from .core import choose
@@ -19,10 +20,10 @@ from .buffer import empty, store, batch_of
 from .policy import PolicySize, init_gaussian
 from .onpolicy import total
 from .ppo import PPO
-from .normal import moments, with_rows
+from .normal import moments
 from .trainer import Method, in_turn
-from ldm_nb.rl2_ppo import (Lived, agent, books, collect, flat_rows, memories_of, policy_steps, remember, rollout_noise,
-    setting_out)
+from .varibad import one_latent
+from .rl2_ppo import Lived, agent, books, collect, learn, policy_steps, remember, rollout_noise, setting_out
 
 # %% ../nbs/75_varibad_ppo.ipynb #b3436189
 MUJOCO = dict(decoder_inputs='transition', decoder_layers=(64, 32), vae_batch=10, vae_updates=1, kl_weight=50.,
@@ -40,9 +41,7 @@ class VariBADPPO:
     ppo:PPO = PPO() # the policy's update
     vae:VAE = VAE(latent=5, p_drop=0., **MUJOCO) # release: variBAD, MuJoCo
 
-    def __post_init__(self):
-        D, L = self.policy.policy_latent, self.vae.latent
-        if D != L: raise ValueError(f'policy_latent is {D}, latent is {L}: they are one latent here, give both one size')
+    def __post_init__(self): one_latent(self)
 
 # %% ../nbs/75_varibad_ppo.ipynb #fa49e81a
 BELIEF = 'encoder', 'decoder'
@@ -97,7 +96,7 @@ def keep_books(
     wanted:int, # the first so many workers' tasks enter the buffer
 )->tuple: # rewards as PPO sees them, what replaces parts of `opt`, metrics
     "`books`, the past, and the buffer, which is changed in place"
-    reward, scale, carried, metrics = books(cfg, world, state, lived)
+    reward, scale, carried, metrics = books(cfg.ppo, state, lived)
     was = state['opt']['carried']
     past, found, count = remember(world, was['past'], lived.piece, wanted)
     tasks = store(state['buffer'], cfg.vae.buffer, was['tasks'], found, count)
@@ -112,12 +111,8 @@ def learn_policy(
 )->tuple: # state, metrics (name -> [S])
     "The books, and PPO on the heads"
     reward, kept, metrics = keep_books(cfg, world, state, lived, cfg.workers)
-    params, opt = state['params'], state['opt']
-    if not (cfg.ppo.skip_first_update and iteration == 0):
-        params, opt, more = policy_steps(cfg, params, opt, lived.piece, lived.h, reward, noise['order'], ('heads',))
-        metrics |= more
-    params = params | dict(seen=with_rows(params['seen'], flat_rows(lived.piece.before)))
-    return dict(state, params=params, opt=opt | kept), metrics
+    params, opt, more = learn(cfg, state, lived, reward, noise, iteration, partial(policy_steps, names=('heads',)))
+    return dict(state, params=params, opt=opt | kept), metrics | more
 
 def learn_belief(
     cfg:VariBADPPO, world:World, state:dict, lived:Lived, noise:dict, iteration:int, # as in `learn_policy`
