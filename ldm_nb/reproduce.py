@@ -11,6 +11,7 @@ __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', '
 import csv, json, time
 from pathlib import Path
 from typing import NamedTuple
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from .core import flat, generators, nest, tree_map
@@ -194,7 +195,7 @@ def reproduce(
     raise Busy(f'{why}: all else is done, and the same command goes on when that process has ended')
 
 # %% ../nbs/92_reproduce.ipynb #92a0001a
-LOOKED_INTO = {'4', '8a', 'B'} # figures drawn from networks
+LOOKED_INTO = {'4', '8a', '8b', '8c', '8d', 'B'} # figures drawn from networks
 
 def keep_weights(
     folder, e:Experiment, # a finished run; its row
@@ -207,7 +208,8 @@ def keep_weights(
     info = read_config(folder)
     i = [k for k, s in enumerate(info['seeds']) if s in wanted][:4]
     if not i: return None
-    params = tree_map(lambda x: x[i].half(), load_weights(folder, info['frames'], info['seeds']))
+    def kept(x): return x[i].half() if x.dtype == torch.float else x[i] # moments stay as they are
+    params = tree_map(kept, load_weights(folder, info['frames'], info['seeds']))
     path = Path(weights)/f'{e.name}.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
     about = dict(seeds=[info['seeds'][k] for k in i], frames=info['frames'], config=info['config'])
@@ -220,7 +222,8 @@ def kept_weights(
 )->tuple: # tree of [S,...] in single precision, dict of seeds, frames, config
     "Kept networks, and what they are of"
     with safe_open(path, 'pt') as f:
-        return nest({k: f.get_tensor(k).float() for k in f.keys()}), json.loads(f.metadata()['about'])
+        found, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['about'])
+    return nest({k: x.float() if x.dtype == torch.half else x for k, x in found.items()}), about
 
 # %% ../nbs/92_reproduce.ipynb #92a00016
 def speed(
