@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Curves', 'read_curves', 'smooth', 'tail', 'above', 'improvement', 'improvement_interval', 'band', 'draw_bands',
-           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'welch', 'Claim', 'judged']
+           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'Claim', 'judged']
 
 # %% ../nbs/63_compare.ipynb #63c00004
 import math
+from functools import partial
+from operator import sub
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -37,14 +39,15 @@ def read_curves(
     rows = {r['seed']: r for r in read_records(path) if r['seed'] in seeds}
     sound = [rows[s] for s in seeds if s in rows and not rows[s]['frozen']]
     if len(rows) < len(seeds) or not sound or any(r['frames'][-1] < limit < math.inf for r in sound): return None
-    n = min(sum(f <= limit for f in r['frames']) for r in sound)
+    frames = sorted(f for f in set.intersection(*(set(r['frames']) for r in sound)) if f <= limit)
+    at = [[r['frames'].index(f) for f in frames] for r in sound]
+    def pick(k): return torch.tensor([[r[k][i] for i in a] for r, a in zip(sound, at)]).double() # [S,n,...]
     other = 'frames', 'by_task', 'per_task', 'tasks', 'segments'
     keys = [k for k, v in sound[0].items() if isinstance(v, list) and k not in other]
-    values = {k: torch.tensor([r[k][:n] for r in sound]).double() for k in keys}
-    whole = all('by_task' in r and len(r['by_task']) >= n for r in sound)
-    by_task = torch.tensor([r['by_task'][:n] for r in sound]).double() if whole else None
+    by_task = pick('by_task') if all(len(r.get('by_task', [])) == len(r['frames']) for r in sound) else None
     name, frozen = Path(path).name.split('.jsonl')[0], [s for s in seeds if rows[s]['frozen']]
-    return Curves(name, [r['seed'] for r in sound], sound[0]['frames'][:n], values, by_task, frozen, sound[0]['tasks'])
+    values, seeds = {k: pick(k) for k in keys}, [r['seed'] for r in sound]
+    return Curves(name, seeds, frames, values, by_task, frozen, sound[0]['tasks'])
 
 # %% ../nbs/63_compare.ipynb #63c0000a
 def smooth(
@@ -120,6 +123,7 @@ def draw_bands(
     kinds:tuple=('std', 'iqm'), # a row of panels each
     colours:dict=None, # label -> colour; else in the order of `runs`
     lines:dict=None, # key -> {label of a dashed line: its height}
+    best:dict=None, # key -> what can be reached; what is lacking to it is then read off on the right
 )->Figure:
     "A panel for each curve and each kind of band"
     fig = Figure(figsize=(3.35*len(keys), 2.6*len(kinds) + .5), dpi=100, layout='constrained')
@@ -136,6 +140,9 @@ def draw_bands(
                 ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
             if not i: ax.set_title(title, fontsize=10)
             ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
+            if key in (best or {}):
+                turn = partial(sub, best[key]) # its own inverse
+                ax.secondary_yaxis('right', functions=(turn, turn)).set_ylabel('regret', fontsize=9)
         axes[i, 0].set_ylabel(names[kind], fontsize=9)
     for ax in axes[-1]: ax.set_xlabel('frames a seed (millions)', fontsize=9)
     handles = {l: h for ax in axes.flat for h, l in zip(*ax.get_legend_handles_labels())}
@@ -164,18 +171,16 @@ def compared(
     keys:dict, # key of a curve -> title
     count:int=10, # evaluations averaged
 )->str: # Markdown
-    "For each curve: the mean of the last evaluations, its IQM with interval, and the last evaluation alone"
-    head = [f'{t}: last {count} | IQM (95 %) | last' for t in keys.values()]
-    lines = ['| | seeds | ' + ' | '.join(head) + ' |', '|---|--:|' + '--:|'*(3*len(keys))]
-    for label, c in runs.items():
-        cells = []
-        for k in keys:
-            x = tail(c.values[k], count)
-            low, high = interval(x, iqm)
-            cells += [spread(x), f'{iqm(x).item():.1f} ({low:.1f} to {high:.1f})', spread(c.values[k][:, -1])]
-        frozen = f' ({len(c.frozen)} frozen)' if c.frozen else ''
-        lines.append(f'| {label} | {len(c.seeds)}{frozen} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+    "A table for each curve: the mean of the last evaluations, its IQM with interval, and the last evaluation alone"
+    def row(label, c, k):
+        x, frozen = tail(c.values[k], count), f' ({len(c.frozen)} frozen)' if c.frozen else ''
+        low, high = interval(x, iqm)
+        cells = spread(x), f'{iqm(x).item():.1f} ({low:.1f} to {high:.1f})', spread(c.values[k][:, -1])
+        return f'| {label} | {len(c.seeds)}{frozen} | ' + ' | '.join(cells) + ' |'
+    def table(k, title):
+        head = f'| {title} | seeds | last {count} evaluations | their IQM (95 %) | last one |', '|---|--:|--:|--:|--:|'
+        return '\n'.join([*head, *(row(label, c, k) for label, c in runs.items())])
+    return '\n\n'.join(table(k, title) for k, title in keys.items())
 
 # %% ../nbs/63_compare.ipynb #63c00017
 def tails(
@@ -218,7 +223,7 @@ def tabled(
     digits:int=1, # after the point
 )->str: # Markdown
     "A row for each value of the setting, means over seeds with 95 % intervals"
-    columns = {f'{title} {label}'.strip(): g for title, groups in panels.items() for label, g in groups.items()}
+    columns = {f'{title}: {label}' if label else title: g for title, groups in panels.items() for label, g in groups.items()}
     lines = [f'| {setting} | seeds | ' + ' | '.join(columns) + ' |', '|--:|--:|' + '--:|'*len(columns)]
     for x in sorted({x for g in columns.values() for x in g}):
         cells = []
@@ -231,7 +236,7 @@ def tabled(
 # %% ../nbs/63_compare.ipynb #63c0001d
 def student(
     dof:float, # degrees of freedom, at least 1
-    level:float=.95, # within +-t
+    level:float=.95, # within +-t, at most .99
 )->float:
     """Quantile `t` of Student's distribution
 
@@ -245,17 +250,24 @@ def student(
     p = torch.distributions.StudentT(torch.tensor(dof).double()).log_prob(grid).exp()
     return grid[1 + torch.searchsorted((p[1:] + p[:-1]).cumsum(0)*grid[1]/2, level/2)].item()
 
+def contrast(
+    groups:list, # pairs of a weight and [S] a number per seed
+    level:float=.95, # coverage
+)->tuple: # sum of the weighted means, low, high; without end where a group has one seed
+    "Welch's interval of a weighted sum of means"
+    total = sum(w*x.double().mean().item() for w, x in groups)
+    if min(len(x) for _, x in groups) < 2: return total, -math.inf, math.inf
+    parts = [(w*w*x.double().var().item()/len(x), len(x) - 1) for w, x in groups]
+    if not (var := sum(v for v, _ in parts)): return total, total, total
+    half = student(var**2/sum(v*v/n for v, n in parts), level)*math.sqrt(var)
+    return total, total - half, total + half
+
 def welch(
     x:Tensor, y:Tensor, # [S], [R] a number per seed
     level:float=.95, # coverage
 )->tuple: # difference of the means x - y, low, high; without end where a group has one seed
     "Welch's interval of a difference of means"
-    gap, n, m = (x.double().mean() - y.double().mean()).item(), len(x), len(y)
-    if min(n, m) < 2: return gap, -math.inf, math.inf
-    a, b = x.double().var().item()/n, y.double().var().item()/m
-    if a + b == 0: return gap, gap, gap
-    half = student((a + b)**2/(a**2/(n - 1) + b**2/(m - 1)), level)*math.sqrt(a + b)
-    return gap, gap - half, gap + half
+    return contrast([(1., x), (-1., y)], level)
 
 # %% ../nbs/63_compare.ipynb #63c00020
 class Claim(NamedTuple):
@@ -265,20 +277,22 @@ class Claim(NamedTuple):
     x:Tensor # [S] a number per seed; None where it is not recorded
     y:Tensor # [R] what it is compared with, None as `x`; or one number
     sign:int # 1: the paper says that `x` is larger, -1: smaller
+    late:bool=False # it says so of more frames than ours have seen
 
 def judged(
     claims:list, # of Claim
     digits:int=1, # after the point
 )->str: # Markdown
     "A table of claims, our differences with 95 % intervals, and whether they agree"
-    lines, words = ['| the paper | ours | difference (95 %) | |', '|---|---|--:|---|'], []
+    lines, words = ['| the paper | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
         gap, low, high = welch(c.x, torch.full((2,), c.y) if isinstance(c.y, (int, float)) else c.y)
         ends = low*c.sign, high*c.sign
-        words.append('agrees' if min(ends) > 0 else 'disagrees' if max(ends) < 0 else 'open')
+        words.append('agrees' if min(ends) > 0 else 'open' if max(ends) >= 0 else 'not yet' if c.late else 'disagrees')
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
         lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{words[-1]}** |')
     said = ', '.join(f'{w} {words.count(w)}' for w in ('agrees', 'disagrees', 'open'))
-    if words: lines += ['', f'Of {len(words)} comparisons: {said}. Open is what these seeds do not decide.']
+    late = f", not yet {words.count('not yet')} (the paper trained longer)" if 'not yet' in words else ''
+    if words: lines += ['', f"Of {len(words)} comparisons: {said}{late}. 'Open' means that these seeds do not decide it."]
     return '\n'.join(lines)

@@ -15,6 +15,10 @@ ROWS = ('B,gridworld,ldm,paper,small,vae_batch=2 buffer_size=64 posteriors=4 gru
         '3,gridworld,rl2,release,release,,7:8,2000')
 
 
+def cli_train(*argv):
+    with pytest.raises(SystemExit) as e: cli.main(['train', *map(str, argv), '--threads', '1'])
+    return e.value.code
+
 @pytest.fixture
 def reproduce(tmp_path, capsys, monkeypatch):
     "The command in a folder of its own; the table's rows may be changed"
@@ -76,6 +80,15 @@ def test_interrupted_and_longer(reproduce, monkeypatch):
     rows, = [read_records(reproduce.data/'gridworld-rl2.jsonl.gz')]
     assert [r['frames'][-1] for r in rows] == [9600, 9600] and len(rows[0]['segments']) == 3
     assert len(list(reproduce.runs.glob('gridworld-rl2/*'))) == 1
+
+def test_a_row_that_changed(reproduce):
+    "The run that an earlier table left unfinished under the same name is neither gone on with nor recorded"
+    assert reproduce('3', '--minutes', '0.0001')[0] == 0
+    old = reproduce.runs/'gridworld-rl2-release'/'7-7'
+    assert cli_train('gridworld', '--method', 'rl2', '--seeds', '7:8', '--frames', '2000', '--out', old) == 0
+    assert reproduce('3')[0] == 0
+    assert sorted(p.name for p in old.parent.iterdir()) == ['7-7', '7-7-2']
+    assert read_records(reproduce.data/'gridworld-rl2-release.jsonl.gz')[0]['config']['skip_first_update'] is True
 
 def test_another_process_is_at_work(reproduce, monkeypatch):
     "Its run is passed by, the others are made; the next call, when it has ended, makes what is left"
