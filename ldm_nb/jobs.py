@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .core import flat, generators, append_jsonl, compiling
 from .buffer import stored
 from .tasks import World
-from .trainer import Method, Progress, Diverged, frames_of, train
+from .trainer import Method, Progress, Diverged, cause, frames_of, train
 from .crew import Crew
 from .compile import Recorded
 from .duet import Duet
@@ -302,7 +302,7 @@ def finish(
     write_file(job.folder/'table.md', lambda p: p.write_text(text + '\n', encoding='utf-8'))
     files = pictures(job)
     for seed, f in job.progress.frozen.items():
-        why = f"{f['term']} was not finite; the table is without it"
+        why = f"{cause(f['term'])}; the table is without it"
         sys.stderr.write(f"seed {seed} was frozen in iteration {f['iteration']}: {why}\n")
     sys.stdout.write(f"\n{text}\n\nrun folder: {job.folder}\npictures:   {', '.join(f.name for f in files)}\n")
     return 0

@@ -61,6 +61,7 @@ def mixed_steps(
     "PPO on one piece, whose workers are mixed anew in every pass"
     with torch.no_grad(): lived = supervision(cfg, params, piece, reward, *memories_of(params['encoder'], piece, h))
     sums, old = {}, params['encoder'] # what was remembered before the piece stays what it was
+    me = torch.arange(piece.reward.shape[2], device=h.device)
     for k, noise in enumerate(mixing):
         w, i = weights_along(carried, piece.end, noise), noise['partner']
         two, past = mixed(carried, piece, w, i)
@@ -69,6 +70,7 @@ def mixed_steps(
         if cfg.mixing.supervision == 'mixed': learn |= {k: mix(lived[k]) for k in ('advantage', 'target')}
         h_two = remembered(old, past) if cfg.memory == 'carried' else h
         params, opt, more = policy_steps(cfg, params, opt, two, h_two, reward, order[:, k:k+1], goal=learn)
+        more |= dict(mixed=((w < 1) & (i != me)[:, None]).float().mean((1, 2)))
         sums = {k: v + sums.get(k, 0.) for k, v in more.items()}
     return params, opt, {k: v/len(mixing) for k, v in sums.items()}
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from . import rl2, varibad, ldm, mixreg, rl2_ppo, varibad_ppo, ldm_ppo, mixreg_ppo
 from .tasks import World, known
 from .gridworld import GRIDWORLD, EXTRAPOLATION, gridworld
-from .locomotion import ant_direction, ant_goal, cheetah_velocity, engine
+from .locomotion import ant_direction, ant_goal, cheetah_velocity, load
+from .motion import view
 from .core import take
 from .trainer import Method, frames_of
 from .runs import RunError, read_config, load_weights
@@ -145,7 +146,7 @@ def usual(
 def interval(
     world:World,
 )->int: # frames, of one seed
-    "Frames between evaluations (ours: ten times as often as the release)"
+    "Frames between evaluations (ours: ten to twenty times as often as the release)"
     return 160_000 if world.family.name in ROBOTS else 192_000
 
 def preset(
@@ -185,7 +186,7 @@ def check(
         for x in v if isinstance(v, tuple) else (v,):
             if not low <= x <= high: raise ValueError(f'{k} is {v!r:.60}: allowed is {low} to {high}')
     s, name = settings(cfg), world.family.name
-    if not world.n_actions: check_robot(s, world)
+    if not world.n_actions: check_robot(cfg, world)
     elif s.get('decoder_inputs') == 'transition':
         raise ValueError(f'decoder_inputs is transition: in {name} a reward is of a place, leave it next-state')
     if s.get('decoder') == 'multi-head':
@@ -200,11 +201,15 @@ def check(
     return cfg
 
 def check_robot(
-    s:dict, world:World, # of `settings`; one with continuous actions
+    cfg, world:World, # settings of a method; a world with continuous actions
 )->None:
     "The same for what only such worlds have"
-    try: engine()
-    except ImportError as e: raise ValueError(str(e)) from None
+    s = settings(cfg)
+    try: load(view(world).body)
+    except (ImportError, FileNotFoundError) as e: raise ValueError(str(e)) from None
+    if s.get('mixed_at') == 'latents': raise ValueError('mixed_at is latents: with robots Mixreg mixes inputs')
+    if isinstance(cfg, varibad_ppo.VariBADPPO) and s['encoder_lr'] != settings(type(cfg)())['encoder_lr']:
+        raise ValueError(f"encoder_lr is {s['encoder_lr']}: with robots variBAD's encoder learns from the ELBO alone, set vae_lr")
     T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
     if T < world.horizon: raise ValueError(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
     if T*B % k: raise ValueError(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')

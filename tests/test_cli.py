@@ -232,7 +232,7 @@ def test_one_seed_diverges(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(presets.METHODS, 'rl2', dataclasses.replace(presets.METHODS['rl2'], method=rl2.METHOD._replace(update=update)))
     run = tmp_path/'run'
     code, out, err = ldm(capsys, 'train', 'gridworld', '--method', 'rl2', '--seeds', '3,7', '--frames', '5000', '--threads', '1', '--out', run)
-    assert code == 0 and 'seed 7 was frozen in iteration 1: policy was not finite' in err and '±' not in out
+    assert code == 0 and 'seed 7 was frozen in iteration 1: policy not finite' in err and '±' not in out
     last = lines(run/'metrics.jsonl')[-2:]
     assert [r.get('frozen') for r in last] == [None, dict(iteration=1, term='policy')] and last[1]['metrics']['policy'] is None
 

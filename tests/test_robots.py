@@ -104,8 +104,8 @@ def test_failing_physics_is_counted_and_freezes_a_seed_that_cannot_go_on(often, 
     assert seen[0][0] == 0 and (seen[0][1] == torch.inf if frozen else 0 < seen[0][1] < torch.inf)
 
 def test_without_mujoco_the_message_says_what_to_install(monkeypatch, capsys, tmp_path):
-    def missing(): raise ImportError("the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo: pip install --upgrade 'ldm-nb[mujoco]'")
-    monkeypatch.setattr(presets, 'engine', missing)
+    def missing(body): raise ImportError("the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo: pip install --upgrade 'ldm-nb[mujoco]'")
+    monkeypatch.setattr(presets, 'load', missing)
     with pytest.raises(SystemExit) as e: main(['train', 'ant-dir', '--out', str(tmp_path/'run')])
     err = capsys.readouterr().err
     assert e.value.code == 2 and 'ldm-nb[mujoco]' in err and 'Traceback' not in err and not (tmp_path/'run').exists()
@@ -124,3 +124,15 @@ def test_a_run_from_the_command_line(capsys, tmp_path):
     lines = read_jsonl(run/'metrics.jsonl')
     assert [l['frames'] for l in lines] == [0, 0, 800, 800, 2400, 2400] and lines[-1]['metrics']['simulator_failures'] == 0
     assert 'nothing is damaged' in ldm('check', run)
+
+
+@pytest.mark.parametrize('options,message', [
+    (('mixreg', '--mixed-at', 'latents'), 'with robots Mixreg mixes inputs'), (('mixreg',), 'nowhere.xml is missing'),
+    (('varibad', '--encoder-lr', '1e-4'), "learns from the ELBO alone, set vae_lr")])
+def test_refused_at_the_door(options, message, tmp_path, capsys, monkeypatch):
+    "A model that cannot be loaded, and a setting that does nothing here: status 2, a line, and no folder"
+    if len(options) == 1:
+        v = presets.view(cheetah_velocity())
+        monkeypatch.setattr(presets, 'view', lambda world: v._replace(body=dataclasses.replace(v.body, file='nowhere.xml')))
+    with pytest.raises(SystemExit) as e: main(['train', 'cheetah-vel', '--method', *options, '--out', str(tmp_path/'run')])
+    assert e.value.code == 2 and message in capsys.readouterr().err and not (tmp_path/'run').exists()
