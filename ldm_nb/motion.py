@@ -224,7 +224,8 @@ def draw_paths(
     axes[0].set_ylabel('y (m)')
     keys = [key('episode 1', color='k', lw=.9, ls=(0, (4, 2))), key(f'episode {N}', color='k', lw=2.2)]
     keys += [key(text, color='k', marker=m, ls='', mec='w') for text, m in (('its end', 'o'), ('ended early', 'X'))]
-    fig.legend(handles=keys, loc='outside lower center', ncols=4, frameon=False)
+    if show is show_goals: keys.append(key('goal', color='k', marker='x', ls='', ms=9, mew=2.5))
+    fig.legend(handles=keys, loc='outside lower center', ncols=5, frameon=False)
     fig.suptitle(title, fontsize=10)
     return fig
 
