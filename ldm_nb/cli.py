@@ -30,7 +30,7 @@ from .jobs import most, execute, restore, finished, look, pictures, telling
 from .stacks import change, pending, steps
 from .bench import bench, report
 from .reproduce import budget, chosen, command, keep_weights, overview, read_table, reproduce, speed
-from .presets import (WORLDS, METHODS, PRESETS, usual, method_of, changes, preset, settings, sources, check, assemble,
+from .presets import (WORLDS, METHODS, PRESETS, usual, method_of, plain_settings, changes, preset, settings, sources, check, assemble,
     load_agent, parse_seeds, parse_frames, iterations, eval_every)
 
 # %% ../nbs/93_cli.ipynb #ef527b24
@@ -367,7 +367,7 @@ def start_record(
 )->int: # exit status
     "`ldm record`; raises `ValueError` where no folder is named, `RunError` where they do not belong together"
     if not run.runs: raise ValueError('name at least one run folder, such as: ldm record runs/gridworld-ldm')
-    sys.stdout.write(f'{record(list(run.runs), run.data, run.variant or None)}\n')
+    sys.stdout.write(f'{record(list(run.runs), run.data, run.variant or None, plain_settings)}\n')
     return 0
 
 # %% ../nbs/93_cli.ipynb #3508f72e
@@ -474,7 +474,7 @@ def start_reproduce(
     os.nice(19)
     def over(): return run.minutes > 0 and time.monotonic() > until
     def keep(folder, e):
-        record([folder], run.data, e.variant or None)
+        record([folder], run.data, e.variant or None, plain_settings)
         keep_weights(folder, e, table, Path(run.data).parent/'weights')
     status = reproduce(rows, run.data, run.runs, piece(run, over), keep, lambda text: sys.stderr.write(text + '\n'))
     if status == 130 and over():

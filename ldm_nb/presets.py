@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROBOTS', 'WORLDS', 'METHODS', 'PRESETS', 'PAIRS', 'CHANGES', 'HERE', 'ROBOT', 'FEW', 'ROBOT_CHANGES', 'FRAMES',
-           'CHOICES', 'RANGES', 'FIELDS', 'OPTIONAL', 'KINDS', 'Entry', 'method_of', 'override', 'settings', 'said',
-           'robot_changes', 'changes', 'usual', 'interval', 'preset', 'check', 'check_robot', 'parse_seeds',
-           'parse_frames', 'iterations', 'eval_every', 'whole_number', 'list_of', 'fit', 'assemble', 'load_agent',
-           'sources']
+           'CHOICES', 'RANGES', 'FIELDS', 'OPTIONAL', 'KINDS', 'Entry', 'method_of', 'override', 'settings',
+           'plain_settings', 'said', 'robot_changes', 'changes', 'usual', 'interval', 'preset', 'check', 'check_robot',
+           'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'whole_number', 'list_of', 'fit', 'assemble',
+           'load_agent', 'sources']
 
 # %% ../nbs/90_presets.ipynb #f5e886b8
-import inspect, math, re
+import inspect, json, math, re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from . import rl2, varibad, ldm, mixreg, rl2_ppo, varibad_ppo, ldm_ppo, mixreg_ppo
 from .tasks import World, known
@@ -81,6 +81,13 @@ def settings(
         v = getattr(cfg, f.name)
         out |= settings(v) if is_dataclass(v) else {f.name: v}
     return out
+
+# %% ../nbs/90_presets.ipynb #24d9eb34
+def plain_settings(
+    world:str, method:str, # one of WORLDS; one of METHODS
+)->dict: # name -> value, as JSON has it
+    "A method's settings where neither a preset nor anybody says otherwise"
+    return json.loads(json.dumps(settings(method_of(world, method).config())))
 
 # %% ../nbs/90_presets.ipynb #4cb7fcc7
 PAIRS = 'ours: a subsample, for speed'

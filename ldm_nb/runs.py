@@ -429,6 +429,7 @@ def record(
     folders:list, # run folders of one world and method
     data, # the folder of records, e.g. 'data/runs'
     variant:str=None, # a name for settings other than the preset's
+    defaults=lambda world, method: {}, # of a method's settings, as JSON has them; an older record may lack the younger ones
 )->Path: # the file written
     "Merge the curves of finished runs into their file, of two of a seed the longer; raises `RunError` for a mix"
     if variant: check_name(variant)
@@ -441,7 +442,8 @@ def record(
     for r in rows:
         if r['per_task'] is None and not r['frozen']:
             raise RunError(f"seed {r['seed']} has not come to its end: let its training finish (ldm resume)")
-        if r['config'] != (old or rows)[0]['config']:
+        first, plain = (old or rows)[0], defaults(r['world'], r['method'])
+        if plain | (r['config'] or {}) != plain | (first['config'] or {}):
             raise RunError(f'{path} is of other settings; name yours with --variant')
     for r in old + rows:
         if r['seed'] not in best or r['frames'][-1] >= best[r['seed']]['frames'][-1]: best[r['seed']] = r
