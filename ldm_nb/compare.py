@@ -146,7 +146,7 @@ def draw_bands(
         axes[i, 0].set_ylabel(names[kind], fontsize=9)
     for ax in axes[-1]: ax.set_xlabel('frames a seed (millions)', fontsize=9)
     handles = {l: h for ax in axes.flat for h, l in zip(*ax.get_legend_handles_labels())}
-    look = dict(loc='outside lower center', ncols=min(6, len(handles)), frameon=False, fontsize=9)
+    look = dict(loc='outside lower center', ncols=min(7, len(handles)), columnspacing=1.4, frameon=False, fontsize=9)
     fig.legend(handles.values(), handles.keys(), **look)
     return fig
 
