@@ -33,6 +33,9 @@ class MixregPPO:
     ppo:PPO = PPO() # the policy's update
     mixing:Mixing = Mixing() # the mixture of tasks
 
+    def __post_init__(self):
+        if self.mixing.mixed_at != 'inputs': raise ValueError(f'mixed_at is {self.mixing.mixed_at}: here only inputs are mixed')
+
 # %% ../nbs/77_mixreg_ppo.ipynb #610feaf1
 def weights_along(
     carried:dict, end:Tensor, # where workers were before the piece; [S,T,B] bool, an episode ended

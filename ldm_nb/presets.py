@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ROBOTS', 'WORLDS', 'METHODS', 'PRESETS', 'PAIRS', 'CHANGES', 'HERE', 'ROBOT', 'FEW', 'ROBOT_CHANGES', 'FRAMES',
            'CHOICES', 'RANGES', 'FIELDS', 'OPTIONAL', 'KINDS', 'Entry', 'method_of', 'override', 'settings',
-           'plain_settings', 'said', 'robot_changes', 'changes', 'usual', 'interval', 'preset', 'check', 'check_robot',
-           'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'whole_number', 'list_of', 'fit', 'assemble',
-           'load_agent', 'sources']
+           'as_stored', 'plain_settings', 'said', 'robot_changes', 'changes', 'usual', 'interval', 'preset', 'check',
+           'check_robot', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'whole_number', 'list_of', 'fit',
+           'assemble', 'load_agent', 'sources']
 
 # %% ../nbs/90_presets.ipynb #f5e886b8
 import inspect, json, math, re
@@ -83,11 +83,17 @@ def settings(
     return out
 
 # %% ../nbs/90_presets.ipynb #24d9eb34
+def as_stored(
+    cfg, # a dataclass of settings
+)->dict: # name -> value
+    "`settings`, as JSON gives them back: lists for tuples"
+    return json.loads(json.dumps(settings(cfg)))
+
 def plain_settings(
     world:str, method:str, # one of WORLDS; one of METHODS
-)->dict: # name -> value, as JSON has it
+)->dict: # of `as_stored`
     "A method's settings where neither a preset nor anybody says otherwise"
-    return json.loads(json.dumps(settings(method_of(world, method).config())))
+    return as_stored(method_of(world, method).config())
 
 # %% ../nbs/90_presets.ipynb #4cb7fcc7
 PAIRS = 'ours: a subsample, for speed'
@@ -193,7 +199,7 @@ def check(
         for x in v if isinstance(v, tuple) else (v,):
             if not low <= x <= high: raise ValueError(f'{k} is {v!r:.60}: allowed is {low} to {high}')
     s, name = settings(cfg), world.family.name
-    if not world.n_actions: check_robot(cfg, world)
+    if not world.n_actions: check_robot(s, world)
     elif s.get('decoder_inputs') == 'transition':
         raise ValueError(f'decoder_inputs is transition: in {name} a reward is of a place, leave it next-state')
     if s.get('decoder') == 'multi-head':
@@ -208,15 +214,11 @@ def check(
     return cfg
 
 def check_robot(
-    cfg, world:World, # settings of a method; a world with continuous actions
+    s:dict, world:World, # of `settings`; one with continuous actions
 )->None:
     "The same for what only such worlds have"
-    s = settings(cfg)
     try: load(view(world).body)
     except (ImportError, FileNotFoundError) as e: raise ValueError(str(e)) from None
-    if s.get('mixed_at') == 'latents': raise ValueError('mixed_at is latents: with robots Mixreg mixes inputs')
-    if isinstance(cfg, varibad_ppo.VariBADPPO) and s['encoder_lr'] != settings(type(cfg)())['encoder_lr']:
-        raise ValueError(f"encoder_lr is {s['encoder_lr']}: with robots variBAD's encoder learns from the ELBO alone, set vae_lr")
     T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
     if T < world.horizon: raise ValueError(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
     if T*B % k: raise ValueError(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')

@@ -22,7 +22,7 @@ from .runs import RunError, check_name, checkpoints, load_weights, read_config, 
 from .compare import read_curves
 from .lock import Busy
 from .jobs import helpers, most
-from .presets import WORLDS, METHODS, PRESETS, method_of, plain_settings, preset, override, settings, check, iterations, parse_frames, parse_seeds
+from .presets import WORLDS, METHODS, PRESETS, method_of, as_stored, plain_settings, preset, override, settings, check, iterations, parse_frames, parse_seeds
 
 # %% ../nbs/92_reproduce.ipynb #92a00007
 class Experiment(NamedTuple):
@@ -68,7 +68,7 @@ def of(
     e:Experiment, stored:dict, # a row; settings as JSON gives them back, lists for tuples
 )->list: # names of the settings that differ
     "Are stored settings those of a row? An empty list says yes. A setting that is younger than what was stored had its default"
-    want, have = json.loads(json.dumps(settings(config(e)))), plain_settings(e.world, e.method) | stored
+    want, have = as_stored(config(e)), plain_settings(e.world, e.method) | stored
     return [k for k in {**want, **have} if k not in want or k not in have or have[k] != want[k]]
 
 def read_table(

@@ -41,7 +41,10 @@ class VariBADPPO:
     ppo:PPO = PPO() # the policy's update
     vae:VAE = VAE(latent=5, p_drop=0., **MUJOCO) # release: variBAD, MuJoCo
 
-    def __post_init__(self): one_latent(self)
+    def __post_init__(self):
+        one_latent(self)
+        if (lr := self.ppo.encoder_lr) != PPO().encoder_lr:
+            raise ValueError(f'encoder_lr is {lr}: set vae_lr, here the ELBO alone trains the encoder')
 
 # %% ../nbs/75_varibad_ppo.ipynb #fa49e81a
 BELIEF = 'encoder', 'decoder'

@@ -127,8 +127,8 @@ def test_a_run_from_the_command_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize('options,message', [
-    (('mixreg', '--mixed-at', 'latents'), 'with robots Mixreg mixes inputs'), (('mixreg',), 'nowhere.xml is missing'),
-    (('varibad', '--encoder-lr', '1e-4'), "learns from the ELBO alone, set vae_lr")])
+    (('mixreg', '--mixed-at', 'latents'), 'here only inputs are mixed'), (('mixreg',), 'nowhere.xml is missing'),
+    (('varibad', '--encoder-lr', '1e-4'), 'encoder_lr is 0.0001: set vae_lr')])
 def test_refused_at_the_door(options, message, tmp_path, capsys, monkeypatch):
     "A model that cannot be loaded, and a setting that does nothing here: status 2, a line, and no folder"
     if len(options) == 1:
