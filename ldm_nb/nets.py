@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'init_linear', 'linear', 'beside', 'after', 'init_mlp', 'mlp', 'init_gru', 'gru_cell', 'gru_inputs',
-           'gru_loop', 'gru', 'gradients', 'leaf', 'norm', 'clip', 'init_moments', 'adam', 'rmsprop']
+           'gru_loop', 'gru', 'gradients', 'leaf', 'norm', 'clip', 'init_moments', 'adam', 'rmsprop', 'polyak']
 
 # %% ../nbs/01_nets.ipynb #92cf1c42
 import torch
@@ -261,3 +261,18 @@ def rmsprop(
     v = tree_map(lambda v, g: torch.addcmul(v*alpha, g, g, value=1 - alpha), state['v'], grads)
     new = tree_map(lambda p, g, v: p.detach() - lr*g/(v.sqrt() + eps), params, grads, v)
     return new, dict(m=state['m'], v=v, t=state['t'] + 1)
+
+# %% ../nbs/01_nets.ipynb #01a00002
+def polyak(
+    mean:dict, params:dict, # trees of [S,...]: the average so far; the newest
+    decay:float, # in 0..1, weight of the average so far
+)->dict:
+    """A step of a running average
+
+    ```python
+    >>> polyak(dict(w=torch.tensor([0., 4.])), dict(w=torch.tensor([1., 8.])), .75)
+    {'w': tensor([0.2500, 5.0000])}
+
+    ```
+    """
+    return tree_map(lambda m, p: m*decay + p*(1 - decay), mean, params)

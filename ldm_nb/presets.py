@@ -179,7 +179,7 @@ CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head
                task_end=('terminal', 'bootstrap'), episode_end=('bridge', 'cut'), memory=('carried', 'wiped'),
                mixture_scope=('task', 'iteration'), decoder_inputs=('next-state', 'transition'))
 # setting -> least and greatest value; ours: what a machine and a float bear, no advice
-RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6),
+RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6), average=(0, .99999),
               kl_weight=(0, 1e9), beta=(1e-3, 1e3), policy_lr=(0, 10), encoder_lr=(0, 10), vae_lr=(0, 10),
               max_grad_norm=(1e-9, 1e9), workers=(1, 4096), mixture_workers=(0, 4096), precollect=(0, 10**12),
               action_embedding=(0, 4096), alpha=(.01, 1e3), posteriors=(0, 10**6), transitions=(0, 10**6),

@@ -18,7 +18,7 @@ from .onpolicy import A2C, loss_weights, total
 from .rollout import Traj
 from .pictures import place_beliefs
 from .trainer import Method, task_return
-from .rl2 import agent, rollout_noise, collect, replay, rollout_losses
+from .rl2 import agent, rollout_noise, collect, replay, rollout_losses, with_mean, moved
 
 # %% ../nbs/71_varibad.ipynb #4ce19e06
 def one_latent(
@@ -53,7 +53,7 @@ def init(
     params = init_vae(some, cfg.vae, cfg.encoder, world)
     params['heads'] = init_policy(some, cfg.policy, world.obs_dim + 1, world.n_actions)
     buffer = empty(len(some), cfg.vae.buffer_size, world.code_bytes, some[0].device)
-    return dict(params=params, opt={k: init_moments(p) for k, p in params.items()}, buffer=buffer)
+    return dict(params=with_mean(cfg, params), opt={k: init_moments(p) for k, p in params.items()}, buffer=buffer)
 
 # %% ../nbs/71_varibad.ipynb #31145e1a
 def draw_noise(
@@ -77,7 +77,7 @@ def joint_step(
     noise:dict, # of `vae_noise`
 )->tuple: # params, opt, metrics (name -> [S])
     "One step on the sum of both losses"
-    p = leaf(params)
+    p = leaf({k: params[k] for k in ('encoder', 'decoder', 'heads')})
     logits, value = replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned)
     rl = rollout_losses(cfg.a2c, traj, logits, value)
     obs, action, reward = world.unpack(codes)
@@ -88,7 +88,7 @@ def joint_step(
     dec = adam(p['decoder'], g['decoder'], opt['decoder'], cfg.vae.vae_lr)
     heads = rmsprop(p['heads'], clip(g['heads'], cfg.a2c.max_grad_norm), opt['heads'], cfg.a2c.policy_lr)
     new = dict(encoder=enc, decoder=dec, heads=heads)
-    return {k: v[0] for k, v in new.items()}, {k: v[1] for k, v in new.items()}, metrics
+    return moved(cfg, params, {k: v[0] for k, v in new.items()}), {k: v[1] for k, v in new.items()}, metrics
 
 # %% ../nbs/71_varibad.ipynb #9ebe1203
 def update(
