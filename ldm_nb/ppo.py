@@ -29,6 +29,7 @@ class PPO:
     max_grad_norm:float = .5 # limit of the gradient's norm, heads and encoder apart; release: all
     episode_end:str = 'bridge' # 'bridge': advantages reach across the episodes of a task; 'cut': not where time is up (release)
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
+    average:float = 0. # as in `A2C`, a step of it an iteration; 0: evaluations play the newest networks (paper, release)
 
 # %% ../nbs/32_ppo.ipynb #fc25c64d
 def advantages(

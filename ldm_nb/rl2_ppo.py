@@ -24,6 +24,7 @@ from .ppo import PPO, advantages, normalised, ppo_losses, deal
 from .normal import moments, with_rows, standard, scaled, discounted
 from .rollout import Here, Piece, nowhere, live_on
 from .trainer import Method
+from .rl2 import with_mean, moved, acting
 
 # %% ../nbs/74_rl2_ppo.ipynb #990f1f29
 @dataclass(frozen=True)
@@ -117,15 +118,15 @@ def init(
                 heads=init_gaussian(some, cfg.policy, O, world.action_dim))
     opt = {k: init_moments(p) for k, p in nets.items()}
     opt |= dict(reward=moments(S, 1, device), carried=setting_out(world, S, cfg.workers, device))
-    return dict(params=nets | dict(seen=moments(S, O, device)), opt=opt)
+    return dict(params=with_mean(cfg.ppo, nets) | dict(seen=moments(S, O, device)), opt=opt)
 
 def agent(
     cfg, state:dict, # a method's settings with `policy`; of `init` or `update`
     greedy:bool=False, # means instead of samples
 )->Agent:
     "How it acts"
-    p, s = state['params'], cfg.policy.state_conditioned
-    return recurrent_agent(p['encoder'], p['heads'], s, greedy, partial(standard, p['seen']))
+    p, s = acting(state['params'], greedy), cfg.policy.state_conditioned
+    return recurrent_agent(p['encoder'], p['heads'], s, greedy, partial(standard, state['params']['seen']))
 
 # %% ../nbs/74_rl2_ppo.ipynb #2b032350
 def rollout_noise(
@@ -296,6 +297,7 @@ def learn(
     params, opt, metrics = state['params'], state['opt'], {}
     if not (cfg.ppo.skip_first_update and iteration == 0):
         params, opt, metrics = steps(cfg, params, opt, lived.piece, lived.h, reward, noise['order'])
+        params = moved(cfg.ppo, params)
     return params | dict(seen=with_rows(params['seen'], flat_rows(lived.piece.before))), opt, metrics
 
 # %% ../nbs/74_rl2_ppo.ipynb #50b0d16a

@@ -53,7 +53,7 @@ def init(
     params = init_vae(some, cfg.vae, cfg.encoder, world)
     params['heads'] = init_policy(some, cfg.policy, world.obs_dim + 1, world.n_actions)
     buffer = empty(len(some), cfg.vae.buffer_size, world.code_bytes, some[0].device)
-    return dict(params=with_mean(cfg, params), opt={k: init_moments(p) for k, p in params.items()}, buffer=buffer)
+    return dict(params=with_mean(cfg.a2c, params), opt={k: init_moments(p) for k, p in params.items()}, buffer=buffer)
 
 # %% ../nbs/71_varibad.ipynb #31145e1a
 def draw_noise(
@@ -88,7 +88,7 @@ def joint_step(
     dec = adam(p['decoder'], g['decoder'], opt['decoder'], cfg.vae.vae_lr)
     heads = rmsprop(p['heads'], clip(g['heads'], cfg.a2c.max_grad_norm), opt['heads'], cfg.a2c.policy_lr)
     new = dict(encoder=enc, decoder=dec, heads=heads)
-    return moved(cfg, params, {k: v[0] for k, v in new.items()}), {k: v[1] for k, v in new.items()}, metrics
+    return moved(cfg.a2c, params | {k: v[0] for k, v in new.items()}), {k: v[1] for k, v in new.items()}, metrics
 
 # %% ../nbs/71_varibad.ipynb #9ebe1203
 def update(

@@ -23,6 +23,7 @@ from .ppo import PPO
 from .normal import moments
 from .trainer import Method, in_turn
 from .varibad import one_latent
+from .rl2 import with_mean
 from .rl2_ppo import Lived, agent, books, collect, learn, policy_steps, remember, rollout_noise, setting_out
 
 # %% ../nbs/75_varibad_ppo.ipynb #b3436189
@@ -59,7 +60,7 @@ def init(
     nets = init_vae(some, cfg.vae, cfg.encoder, world) | dict(heads=init_gaussian(some, cfg.policy, O, world.action_dim))
     opt = dict(heads=init_moments(nets['heads']), belief=init_moments({k: nets[k] for k in BELIEF}))
     carried = setting_out(world, S, cfg.workers, device) | dict(tasks=torch.zeros(S, 2, device=device).long())
-    return dict(params=nets | dict(seen=moments(S, O, device)), opt=opt | dict(reward=moments(S, 1, device), carried=carried),
+    return dict(params=with_mean(cfg.ppo, nets) | dict(seen=moments(S, O, device)), opt=opt | dict(reward=moments(S, 1, device), carried=carried),
                 buffer=empty(S, cfg.vae.buffer_size, world.code_bytes, device))
 
 # %% ../nbs/75_varibad_ppo.ipynb #30104d10
