@@ -84,7 +84,7 @@ class Train:
     "Train a stack of seeds, evaluate it on tasks it never saw, and draw what it learnt."
     world:tyro.conf.Positional[str] # world to train on; see: ldm list
     method:str = 'ldm' # method to train; see: ldm list
-    preset:str = 'paper' # table of settings to start from: paper, release, reduced or quick
+    preset:str = 'paper' # table of settings to start from: paper, release, reduced, quick or averaged
     seeds:str = '' # 0:8 (eight of them), 3,7 (these two) or 5 (one); empty: the preset's
     frames:str = '' # frames a seed, such as 1e7, rounded up to whole iterations; empty: the preset's
     device:str = 'cpu' # cpu or cuda
