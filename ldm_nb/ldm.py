@@ -35,6 +35,8 @@ class LDM:
     a2c:A2C = A2C() # the policy's update
     vae:VAE = VAE() # the latent dynamics network
     mixture:Mixture = Mixture() # the imaginary tasks
+    imagined_task:str = 'moving' # 'moving': with the normal workers' latents and new noise at each step (paper, release); 'fixed': one for a task, of the latents at its end
+    imagined_rewards:str = 'expected' # 'expected': 1.1 p - 0.1 (release); 'drawn': 1 where p exceeds a number drawn for the task, else -0.1
 
     def __post_init__(self): normal_workers(self)
 
@@ -57,24 +59,27 @@ def draw_noise(
     cfg:LDM, world:World, # settings; where
     gens:dict, # of `generators`
     iteration:int, # for the number of stored tasks
-)->dict: # of `rollout_noise`; vae: a list of `vae_noise`; store: of `places`; mixture: of `mixture_noise`, where M > 0
+)->dict: # of `rollout_noise`; vae: a list of `vae_noise`; store: of `places`; mixture: of `mixture_noise`, and level [S,M] of drawn rewards, where M > 0
     "All noise of an iteration"
     size, n = min(cfg.vae.vae_batch, stored(cfg, iteration + 1)), rollout_noise(cfg, world, gens)
     n['vae'] = [vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, size) for _ in range(cfg.vae.vae_updates)]
     n['store'] = places(cfg, iteration, n['task'].device)
     if not cfg.mixture.mixture_workers: return n
-    E = cfg.encoder.state_embedding
-    return n | dict(mixture=mixture_noise(gens['imagination'], cfg.mixture, cfg.vae, world.steps, cfg.normal, E))
+    some, T, E = gens['imagination'], 1 if cfg.imagined_task == 'fixed' else world.steps, cfg.encoder.state_embedding
+    mixture = mixture_noise(some, cfg.mixture, cfg.vae, T, cfg.normal, E)
+    if cfg.imagined_rewards == 'drawn': mixture['level'] = draw(some, 'uniform', cfg.mixture.mixture_workers)
+    return n | dict(mixture=mixture)
 
 @torch.no_grad()
 def mixture_latents(
     cfg:LDM, state:dict, # settings; of `init` or `update`
     traj:Traj, # of the normal workers
     noise:dict, # of `mixture_noise`
-)->Tensor: # [S,T,M,D]
-    "The mixture `m_hat` before every step, from the normal workers' rollout"
-    mu, logvar = encode(state['params']['vae']['encoder'], traj.obs[:, 1:], traj.action, traj.reward)
-    m = mu[:, :-1] if noise['eps'] is None else mu[:, :-1] + each(torch.exp, .5*logvar[:, :-1])*noise['eps']
+)->Tensor: # [S,T,M,D], T = 1 where the task is fixed
+    "The mixture `m_hat` before every step, or the one at the end, from the normal workers' rollout"
+    when = slice(-1, None) if cfg.imagined_task == 'fixed' else slice(0, -1)
+    mu, logvar = (x[:, when] for x in encode(state['params']['vae']['encoder'], traj.obs[:, 1:], traj.action, traj.reward))
+    m = mu if noise['eps'] is None else mu + each(torch.exp, .5*logvar)*noise['eps']
     return mix(mixture_weights(noise['e'], cfg.mixture.beta), m)
 
 # %% ../nbs/72_ldm.ipynb #3abfdc86
@@ -100,8 +105,9 @@ def dream(
     real:Traj, # of `live`
 )->Traj: # of the M mixture workers
     "Tasks whose rewards are imagined, as mixtures of those lived"
-    m_hat = mixture_latents(cfg, state, real, noise['mixture'])
-    shown = imagined(world, state['params']['vae']['decoder'], cfg.vae, m_hat, noise['mixture']['mask'])
+    n = noise['mixture']
+    m_hat = mixture_latents(cfg, state, real, n)
+    shown = imagined(world, state['params']['vae']['decoder'], cfg.vae, m_hat, n['mask'], n.get('level'))
     return some_workers(cfg, world, state, noise, slice(cfg.normal, cfg.workers), shown)
 
 def collect(

@@ -9,7 +9,7 @@ __all__ = ['Mixture', 'normal_workers', 'weight_dims', 'mixture_weights', 'mix',
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .core import draw, draw_mask
+from .core import draw, draw_mask, each
 from .tasks import World
 from .belief import VAE, decode_naive
 
@@ -65,7 +65,7 @@ def mix(
 def mixture_noise(
     gens:list, # `S` generators of the stream 'imagination'
     cfg:Mixture, vae:VAE, # kind of weights; latent dimensions and dropout
-    T:int, # steps of the iteration
+    T:int, # steps that have noise of their own
     normal:int, # n
     embedding:int, # E, units of the decoder's embedded inputs
     begins:tuple=(), # (T,) where a mixture may begin at any step
@@ -81,12 +81,16 @@ def mixture_noise(
 def imagined(
     world:World, # for `imagine`, from decoder output to reward
     decoder:dict, vae:VAE, # its parameters; its dropout
-    m_hat:Tensor, # [S,T,M,D]
-    mask:Tensor, # [S,T,M,E] bool or None
+    m_hat:Tensor, # [S,T,M,D], T = 1: one for all steps
+    mask:Tensor, # [S,T,M,E] bool or None, T = 1: as above
+    level:Tensor=None, # [S,M] in (0,1), binary rewards are drawn with it; None: expected rewards
 ): # t, obs, action, next obs [S,M,O+1], true reward -> r_hat [S,M]
     "The reward that replaces the world's, step by step"
     latents, keep = m_hat.unbind(1), 1. if mask is None else 1 - vae.p_drop
-    masks = [1.]*len(latents) if mask is None else mask.to(m_hat.dtype).unbind(1)
+    masks = [1.] if mask is None else mask.to(m_hat.dtype).unbind(1)
+    def at(t, of): return of[min(t, len(of) - 1)]
     def shown(t, obs, action, after, reward):
-        return world.imagine(decode_naive(decoder, latents[t], after, masks[t], keep))
+        out = decode_naive(decoder, at(t, latents), after, at(t, masks), keep)
+        if level is not None: out = torch.where(each(torch.sigmoid, out) > level, torch.inf, -torch.inf)
+        return world.imagine(out)
     return shown
