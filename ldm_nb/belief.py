@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'VAE', 'init_decoder', 'embedding', 'read_by', 'embed', 'decode_naive', 'from_latent', 'for_embedding',
-           'first_layer', 'decode_pairs', 'error', 'tally', 'reconstruction_loop', 'reconstruction',
+           'first_layer', 'decode_pairs', 'error', 'tally', 'alike', 'reconstruction_loop', 'reconstruction',
            'multi_head_reconstruction', 'chained_kl', 'vae_noise', 'elbo', 'elbo_weights', 'init_vae']
 
 # %% ../nbs/20_belief.ipynb #21457c13
@@ -35,6 +35,7 @@ class VAE:
     kl_weight:float = 120. # weight of the KL terms in the summed ELBO; release: its mean over transitions amounts to it
     posteriors:int = 0 # P, posteriors decoded per trajectory, rescaled to the full sum; 0: all (release)
     transitions:int = 0 # I, transitions each of them decodes, rescaled to the full sum; 0: all (release)
+    counted:str = 'visits' # an input counts by its 'visits' (paper, release), or all that a task visited alike: 'places'
     buffer_size:int = 100_000 # tasks the buffer holds; release: grid
     buffer:str = 'ring' # 'ring': the newest tasks; 'frozen': closed once full (as the release executes it)
 
@@ -154,6 +155,15 @@ def tally(
     slots, slot = world.distinct(obs)
     zero = target.new_zeros(slots.shape[:-1])
     return slots, zero.scatter_add(2, slot, target), zero.scatter_add(2, slot, torch.ones_like(target))
+
+# %% ../nbs/20_belief.ipynb #11730b81
+def alike(
+    obs:Tensor, target:Tensor, count:Tensor, # of `tally`
+)->tuple: # the same
+    "Every visited input as often as any other of its task, all together as often as before"
+    once = (count > 0).to(count.dtype)
+    each_one = count.sum(-1, keepdim=True)/once.sum(-1, keepdim=True)
+    return obs, target/count.clamp(min=1)*each_one, once*each_one
 
 # %% ../nbs/20_belief.ipynb #11730b7c
 BLOCK = 16 # ours: posteriors decoded at a time; fixed, so that a sum does not depend on the number of seeds
@@ -347,7 +357,8 @@ def elbo(
     if cfg.decoder == 'multi-head': err = multi_head_reconstruction(p['decoder'], m, world.cells(o), y).sum(1)
     else:
         w = None if valid is None else pick(known.transpose(1, 2), P)
-        if valid is None: inputs = tally(world, o, y) if I is None else (o, y, torch.ones_like(y))
+        if cfg.counted == 'places': inputs = alike(*tally(world, o, y))
+        elif valid is None: inputs = tally(world, o, y) if I is None else (o, y, torch.ones_like(y))
         else:
             inputs, n = (o, y, pick(valid.transpose(1, 2), I)), valid.sum(1)
             w, scale = w*((n + 1)*n/(w.sum(-1)*inputs[2].sum(-1)).clamp(min=1))[..., None], 1/len(mu[0])

@@ -179,7 +179,8 @@ CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head
                buffer=('ring', 'frozen'), weights=('scalar', 'per-dimension'), mixed=('samples', 'means'),
                mixed_at=('inputs', 'latents'), supervision=('mixed', 'dominant'),
                task_end=('terminal', 'bootstrap'), episode_end=('bridge', 'cut'), memory=('carried', 'wiped'),
-               imagined_task=('moving', 'fixed'), imagined_rewards=('expected', 'drawn'), mixture_scope=('task', 'iteration'), decoder_inputs=('next-state', 'transition'))
+               imagined_task=('moving', 'fixed'), imagined_rewards=('expected', 'drawn', 'solvable'),
+               counted=('visits', 'places'), mixture_scope=('task', 'iteration'), decoder_inputs=('next-state', 'transition'))
 # setting -> least and greatest value; ours: what a machine and a float bear, no advice
 RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6), average=(0, .99999),
               kl_weight=(0, 1e9), beta=(1e-3, 1e3), policy_lr=(0, 10), encoder_lr=(0, 10), vae_lr=(0, 10),
@@ -204,6 +205,10 @@ def check(
     if not world.n_actions: check_robot(s, world)
     elif s.get('decoder_inputs') == 'transition':
         raise ValueError(f'decoder_inputs is transition: in {name} a reward is of a place, leave it next-state')
+    if s.get('counted') == 'places':
+        if world.distinct is None: raise ValueError(f'counted is places: {name} has none that a task returns to')
+        if s['transitions'] or s['decoder'] == 'multi-head':
+            raise ValueError('counted is places: that needs a single-head decoder and all transitions (0)')
     if s.get('decoder') == 'multi-head':
         if s.get('mixture_workers'): raise ValueError('decoder is multi-head: imaginary rewards need a single-head one')
         for k in ('p_drop', 'transitions'):
