@@ -179,7 +179,7 @@ CHOICES = dict(train_split=('train', 'all'), decoder=('single-head', 'multi-head
                buffer=('ring', 'frozen'), weights=('scalar', 'per-dimension'), mixed=('samples', 'means'),
                mixed_at=('inputs', 'latents'), supervision=('mixed', 'dominant'),
                task_end=('terminal', 'bootstrap'), episode_end=('bridge', 'cut'), memory=('carried', 'wiped'),
-               imagined_task=('moving', 'fixed'), imagined_rewards=('expected', 'drawn', 'solvable'),
+               imagined_task=('moving', 'fixed'), imagined_rewards=('expected', 'drawn', 'one-goal'),
                counted=('visits', 'places'), mixture_scope=('task', 'iteration'), decoder_inputs=('next-state', 'transition'))
 # setting -> least and greatest value; ours: what a machine and a float bear, no advice
 RANGES = dict(p_drop=(0, .99), gamma=(0, 1), gae_lambda=(0, 1), value_coef=(0, 1e6), entropy_coef=(0, 1e6), average=(0, .99999),
