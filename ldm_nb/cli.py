@@ -30,7 +30,7 @@ from .jobs import most, execute, restore, finished, look, pictures, telling
 from .stacks import change, pending, steps
 from .bench import bench, report
 from .reproduce import budget, chosen, command, keep_weights, overview, read_table, reproduce, speed
-from .presets import (WORLDS, METHODS, PRESETS, usual, method_of, plain_settings, changes, preset, settings, sources, check, assemble,
+from .presets import (WORLDS, METHODS, presets_of, usual, method_of, plain_settings, changes, preset, settings, sources, check, assemble,
     load_agent, parse_seeds, parse_frames, iterations, eval_every)
 
 # %% ../nbs/93_cli.ipynb #ef527b24
@@ -84,7 +84,7 @@ class Train:
     "Train a stack of seeds, evaluate it on tasks it never saw, and draw what it learnt."
     world:tyro.conf.Positional[str] # world to train on; see: ldm list
     method:str = 'ldm' # method to train; see: ldm list
-    preset:str = 'paper' # table of settings to start from: paper, release, reduced, quick or averaged
+    preset:str = 'paper' # table of settings to start from: paper, release, reduced, quick or one-goal
     seeds:str = '' # 0:8 (eight of them), 3,7 (these two) or 5 (one); empty: the preset's
     frames:str = '' # frames a seed, such as 1e7, rounded up to whole iterations; empty: the preset's
     device:str = 'cpu' # cpu or cuda
@@ -388,7 +388,7 @@ def start_list(
               for k, make in WORLDS.items()}
     out = ['worlds (tasks in each split)', *(f'  {k:24} {v}' for k, v in worlds.items())]
     out += ['', 'methods', *(f'  {k:24} {e.about}' for k, e in METHODS.items())]
-    out += ['', 'presets', *(f'  {p:24} {f:,} frames a seed, seeds {s}' for p in PRESETS for f, s in [usual(run.world, p)])]
+    out += ['', 'presets', *(f'  {p:24} {f:,} frames a seed, seeds {s}' for p in presets_of(run.world) for f, s in [usual(run.world, p)])]
     which = f'settings of {run.method} on {run.world}, preset {run.preset}'
     out += ['', f'{which} (--method, --world and --preset show others)']
     values = {k: ' '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in settings(cfg).items()}

@@ -36,12 +36,12 @@ class LDM:
     vae:VAE = VAE() # the latent dynamics network
     mixture:Mixture = Mixture() # the imaginary tasks
     imagined_task:str = 'moving' # 'moving': with the normal workers' latents and new noise at each step (paper, release); 'fixed': one for a task, of the latents at its end
-    imagined_rewards:str = 'expected' # 'expected': 1.1 p - 0.1 (release); 'drawn': 1 where p exceeds a number drawn for the task, else -0.1; 'one-goal': 1 at a place drawn by the odds of p, else -0.1
+    imagined_rewards:str = 'expected' # 'expected': 1.1 p - 0.1 (release); 'drawn': 1 where p exceeds a number drawn for the task, else -0.1; 'one-goal': 1 at a place drawn by the odds of p, else -0.1; 'any-goal': at any place, a control
 
     def __post_init__(self):
         normal_workers(self)
-        if self.imagined_rewards == 'one-goal' and self.imagined_task != 'fixed':
-            raise ValueError('imagined_rewards is one-goal: a goal has to stay, set imagined_task to fixed')
+        if self.imagined_rewards.endswith('goal') and self.imagined_task != 'fixed':
+            raise ValueError(f'imagined_rewards is {self.imagined_rewards}: a goal has to stay, set imagined_task to fixed')
 
     normal = property(normal_workers) # n
 
@@ -109,8 +109,9 @@ def dream(
 )->Traj: # of the M mixture workers
     "Tasks whose rewards are imagined, as mixtures of those lived"
     n = noise['mixture']
-    m_hat, decoder = mixture_latents(cfg, state, real, n), state['params']['vae']['decoder']
-    if cfg.imagined_rewards == 'one-goal': shown = paid_at(world, goal_of(world, decoder, cfg.vae, m_hat[:, 0], n['mask'], n['level']))
+    m_hat, decoder, kind = mixture_latents(cfg, state, real, n), state['params']['vae']['decoder'], cfg.imagined_rewards
+    if kind == 'any-goal': shown = paid_at(world, (world.n_cells*n['level']).long())
+    elif kind == 'one-goal': shown = paid_at(world, goal_of(world, decoder, cfg.vae, m_hat[:, 0], n['mask'], n['level']))
     else: shown = imagined(world, decoder, cfg.vae, m_hat, n['mask'], n.get('level'))
     return some_workers(cfg, world, state, noise, slice(cfg.normal, cfg.workers), shown)
 
