@@ -100,7 +100,7 @@ def budget(
     cfg, world = config(e), WORLDS[e.world]()
     return iterations(cfg, world, e.frames)*frames_of(cfg, world)
 
-LOOKED_INTO = {'4', '8a', '8b', '8c', '8d', 'B'} # figures drawn from networks
+LOOKED_INTO = {'4', '8a', '8b', '8c', '8d', 'B', 'imagined'} # figures drawn from networks
 
 def shown(
     e:Experiment, seeds:set, # a row; those of its seeds that did not diverge
