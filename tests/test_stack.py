@@ -46,7 +46,10 @@ def test_seed_in_a_stack_is_the_seed_alone(method, name):
     same(take(stacked.state, 1), alone.state)
 
 @pytest.mark.parametrize('change', [dict(posteriors=0, transitions=0, dropout_mask='shared'), dict(posteriors=0, transitions=0, vae_batch=2),
-                                    dict(weights='per-dimension', mixed='means', beta=2., imagination_dropout=False)])
+                                    dict(weights='per-dimension', mixed='means', beta=2., imagination_dropout=False),
+                                    dict(transitions=0, counted='places', imagined_task='fixed', imagined_rewards='one-goal'),
+                                    dict(imagined_task='fixed', imagined_rewards='drawn', p_drop=0.), dict(imagined_rewards='drawn', mixed='means'),
+                                    dict(imagined_task='fixed', imagined_rewards='any-goal', imagination_dropout=False)])
 def test_ldm_variants_are_their_seeds_too(change):
     cfg = settings_of('ldm', **change)
     alone, _ = run('ldm', cfg, [7], 2)
