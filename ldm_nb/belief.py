@@ -35,7 +35,7 @@ class VAE:
     kl_weight:float = 120. # weight of the KL terms in the summed ELBO; release: its mean over transitions amounts to it
     posteriors:int = 0 # P, posteriors decoded per trajectory, rescaled to the full sum; 0: all (release)
     transitions:int = 0 # I, transitions each of them decodes, rescaled to the full sum; 0: all (release)
-    counted:str = 'visits' # an input counts by its 'visits' (paper, release), or all that a task visited alike: 'places'
+    counted:str = 'visits' # an input counts by its 'visits' (paper, release), or all different ones of a task alike: 'places'
     buffer_size:int = 100_000 # tasks the buffer holds; release: grid
     buffer:str = 'ring' # 'ring': the newest tasks; 'frozen': closed once full (as the release executes it)
 

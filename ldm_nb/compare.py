@@ -282,9 +282,10 @@ class Claim(NamedTuple):
 def judged(
     claims:list, # of Claim
     digits:int=1, # after the point
+    source:str='the paper', # whose claims they are
 )->str: # Markdown
     "A table of claims, our differences with 95 % intervals, and whether they agree"
-    lines, words = ['| the paper | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
+    lines, words = [f'| {source} | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
         gap, low, high = welch(c.x, torch.full((2,), c.y) if isinstance(c.y, (int, float)) else c.y)

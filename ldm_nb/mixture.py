@@ -103,7 +103,7 @@ def goal_of(
     m_hat:Tensor, mask:Tensor, # [S,M,D] of fixed tasks; [S,1,M,E] or None
     level:Tensor, # [S,M] uniform noise
 )->Tensor: # [S,M] index of a cell
-    "A place of imagined tasks, drawn as independent rewards would fall if it is known that just one place pays: by odds"
+    "A place of each imagined task, drawn by the odds of a reward there"
     places = world.places.to(m_hat.device).expand(*m_hat.shape[:2], -1, -1)
     drop = None if mask is None else mask[:, 0, :, None, None]
     logit = decode_pairs(decoder, m_hat[:, :, None], places, drop, 1 - vae.p_drop)[:, :, 0] # [S,M,C]

@@ -75,7 +75,8 @@ def draw_map(
     if values is not None: img[y, x] = values.float()
     drawn = ax.imshow(img.numpy(), origin='lower', cmap='Blues', vmin=low, vmax=high if values is not None else 1)
     if path is not None:
-        shift = torch.linspace(-.16, .16, len(path))[:, None] # so that a second visit does not hide the first
+        again = len(path.unique(dim=0)) < len(path)
+        shift = torch.linspace(-.16, .16, len(path))[:, None]*again # so that a second visit does not hide the first
         px, py = (path + shift).T.tolist()
         ax.plot(px, py, color='tab:orange', lw=1.5); ax.plot(px[-1], py[-1], 'o', color='tab:orange', ms=5)
     ax.plot(0, 0, 'o', color='k', mfc='none', ms=9)
