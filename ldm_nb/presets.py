@@ -161,7 +161,7 @@ def usual(
 )->tuple: # frames a seed, seeds
     "How long a run is, and of how many seeds, if nothing is said"
     whole = FRAMES.get(world, 100_000_000) # paper: Figure 3
-    few = dict(reduced=(10_000_000, '0:4'), quick=(4_800_000, '0:2')) | {'one-goal': (7_200_000, '0:8')} # ours
+    few = dict(reduced=(10_000_000, '0:4'), quick=(4_800_000, '0:2')) | {'one-goal': (10_000_000, '0:8')} # ours
     if world in ROBOTS: few = dict(reduced=(10_000_000, '0:2'), quick=(2_400_000, '0:2')) # ours
     return few.get(name, (whole, '0:8')) # paper: section 5, 8 seeds
 
