@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Curves', 'read_curves', 'smooth', 'tail', 'above', 'improvement', 'improvement_interval', 'band', 'draw_bands',
-           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'Claim', 'judged']
+           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'named', 'Claim',
+           'judged']
 
 # %% ../nbs/63_compare.ipynb #63c00004
 import math
@@ -270,6 +271,12 @@ def welch(
     return contrast([(1., x), (-1., y)], level)
 
 # %% ../nbs/63_compare.ipynb #63c00020
+def named(
+    method:str, c:Curves, top:float, # its name, its record, the ceiling of the training return
+)->str:
+    "The name, with a doubt where the training return is below nine tenths of its ceiling"
+    return method if tail(c.values['train']).mean() >= .9*top else f'{method} (training goals not learnt yet)'
+
 class Claim(NamedTuple):
     "A statement of the paper, as a difference with a sign"
     paper:str # what it says

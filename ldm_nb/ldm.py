@@ -40,7 +40,7 @@ class LDM:
 
     def __post_init__(self):
         normal_workers(self)
-        if self.imagined_rewards.endswith('goal') and self.imagined_task != 'fixed':
+        if self.imagined_rewards in ('one-goal', 'any-goal') and self.imagined_task != 'fixed':
             raise ValueError(f'imagined_rewards is {self.imagined_rewards}: a goal has to stay, set imagined_task to fixed')
 
     normal = property(normal_workers) # n
@@ -108,12 +108,13 @@ def dream(
     real:Traj, # of `live`
 )->Traj: # of the M mixture workers
     "Tasks whose rewards are imagined, as mixtures of those lived"
-    n = noise['mixture']
-    m_hat, decoder, kind = mixture_latents(cfg, state, real, n), state['params']['vae']['decoder'], cfg.imagined_rewards
-    if kind == 'any-goal': shown = paid_at(world, (world.n_cells*n['level']).long())
-    elif kind == 'one-goal': shown = paid_at(world, goal_of(world, decoder, cfg.vae, m_hat[:, 0], n['mask'], n['level']))
-    else: shown = imagined(world, decoder, cfg.vae, m_hat, n['mask'], n.get('level'))
-    return some_workers(cfg, world, state, noise, slice(cfg.normal, cfg.workers), shown)
+    n, decoder = noise['mixture'], state['params']['vae']['decoder']
+    def asleep(shown): return some_workers(cfg, world, state, noise, slice(cfg.normal, cfg.workers), shown)
+    if cfg.imagined_rewards == 'any-goal': return asleep(paid_at(world, (world.n_cells*n['level']).long()))
+    m_hat = mixture_latents(cfg, state, real, n)
+    if cfg.imagined_rewards == 'one-goal':
+        return asleep(paid_at(world, goal_of(world, decoder, cfg.vae, m_hat[:, 0], n['mask'], n['level'])))
+    return asleep(imagined(world, decoder, cfg.vae, m_hat, n['mask'], n.get('level')))
 
 def collect(
     cfg:LDM, world:World, state:dict, noise:dict, # as in `some_workers`

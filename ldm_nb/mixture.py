@@ -13,6 +13,7 @@ from torch import Tensor
 from .core import draw, draw_mask, each
 from .tasks import World
 from .belief import VAE, decode_naive, decode_pairs
+from .policy import sample
 
 # %% ../nbs/40_mixture.ipynb #4373fff5
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def goal_of(
     places = world.places.to(m_hat.device).expand(*m_hat.shape[:2], -1, -1)
     drop = None if mask is None else mask[:, 0, :, None, None]
     logit = decode_pairs(decoder, m_hat[:, :, None], places, drop, 1 - vae.p_drop)[:, :, 0] # [S,M,C]
-    odds = each(torch.exp, logit - logit.amax(-1, keepdim=True)).cumsum(-1)
-    return (odds <= level[..., None]*odds[..., -1:]).sum(-1)
+    return sample(logit, level)
 
 def paid_at(
     world:World, goal:Tensor, # for its cells; [S,M] of `goal_of`
