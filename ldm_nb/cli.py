@@ -30,7 +30,7 @@ from .jobs import most, execute, restore, finished, look, pictures, telling
 from .stacks import change, pending, steps
 from .bench import bench, report
 from .reproduce import budget, chosen, command, keep_weights, overview, read_table, reproduce, speed
-from .presets import (WORLDS, METHODS, presets_of, usual, method_of, plain_settings, changes, preset, settings, sources, check, assemble,
+from .presets import (WORLDS, METHODS, presets_of, usual, method_of, world_of, plain_settings, changes, preset, settings, sources, check, assemble,
     load_agent, parse_seeds, parse_frames, iterations, eval_every)
 
 # %% ../nbs/93_cli.ipynb #ef527b24
@@ -144,7 +144,7 @@ def describe(
     argv:list, # what follows `ldm train`, for the record
 )->dict: # the content of config.json
     "What a run folder says about its run; sets the device; raises `ValueError` for options that make no sense"
-    world, (frames, seeds) = WORLDS[run.world](), usual(run.world, run.preset)
+    world, (frames, seeds) = world_of(run.world, cfg), usual(run.world, run.preset)
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)

@@ -25,7 +25,7 @@ class Curves(NamedTuple):
     name:str # of the record
     seeds:list # the `S` seeds
     frames:list # [n] of each evaluation, of one seed
-    values:dict # key -> [S,n]: `train`, `test`, `test_goals_missed`, ...
+    values:dict # key -> [S,n]: `train`, `test`, `test_goals_missed`, ...; not a number where nothing was measured
     by_task:Tensor # [S,n,K] last-episode returns task by task; None in older records
     frozen:list # seeds left out because they diverged
     tasks:list # the `K` tasks
@@ -42,9 +42,10 @@ def read_curves(
     if len(rows) < len(seeds) or not sound or any(r['frames'][-1] < limit < math.inf for r in sound): return None
     frames = sorted(f for f in set.intersection(*(set(r['frames']) for r in sound)) if f <= limit)
     at = [[r['frames'].index(f) for f in frames] for r in sound]
-    def pick(k): return torch.tensor([[r[k][i] for i in a] for r, a in zip(sound, at)]).double() # [S,n,...]
+    def number(x): return math.nan if x is None else x
+    def pick(k): return torch.tensor([[number(r[k][i]) for i in a] for r, a in zip(sound, at)]).double() # [S,n,...]
     other = 'frames', 'by_task', 'per_task', 'tasks', 'segments'
-    keys = [k for k, v in sound[0].items() if isinstance(v, list) and k not in other]
+    keys = [k for k, v in sound[0].items() if isinstance(v, list) and k not in other and all(k in r for r in sound)]
     by_task = pick('by_task') if all(len(r.get('by_task', [])) == len(r['frames']) for r in sound) else None
     name, frozen = Path(path).name.split('.jsonl')[0], [s for s in seeds if rows[s]['frozen']]
     values, seeds = {k: pick(k) for k in keys}, [r['seed'] for r in sound]

@@ -27,6 +27,7 @@ class MixregPPO:
     workers:int = 16 # B, parallel workers; release: all configs
     chunk:int = 200 # T, steps of an iteration; release: MuJoCo
     train_split:str = 'train' # tasks trained on
+    contact_forces:bool = False # seen by Ant-goal, paid for by both ants; release: off, its simulator left them at zero
     memory:str = 'carried' # between iterations
     encoder:EncoderSize = EncoderSize(action_embedding=16, reward_embedding=16) # of Encoder-p; release: MuJoCo
     policy:PolicySize = PolicySize(policy_latent=128, policy_layers=(128,)) # of actor and critic; release: MuJoCo

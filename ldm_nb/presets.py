@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROBOTS', 'WORLDS', 'METHODS', 'PRESETS', 'PAIRS', 'CHANGES', 'HERE', 'ROBOT', 'FEW', 'ROBOT_CHANGES', 'FRAMES',
-           'CHOICES', 'RANGES', 'FIELDS', 'OPTIONAL', 'KINDS', 'Entry', 'method_of', 'override', 'settings',
+           'CHOICES', 'RANGES', 'FIELDS', 'OPTIONAL', 'KINDS', 'Entry', 'method_of', 'world_of', 'override', 'settings',
            'as_stored', 'plain_settings', 'said', 'robot_changes', 'presets_of', 'changes', 'usual', 'interval',
            'preset', 'check', 'check_robot', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'whole_number',
            'list_of', 'fit', 'assemble', 'load_agent', 'sources']
@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from . import rl2, varibad, ldm, mixreg, rl2_ppo, varibad_ppo, ldm_ppo, mixreg_ppo
 from .tasks import World, known
 from .gridworld import GRIDWORLD, EXTRAPOLATION, gridworld
-from .locomotion import ant_direction, ant_goal, cheetah_velocity, load
+from .locomotion import CHEETAH, ant_direction, ant_goal, cheetah_velocity, load
 from .motion import view
 from .core import take
 from .trainer import Method, frames_of
@@ -50,6 +50,12 @@ def method_of(
     "A method in the form that a world needs; raises `ValueError` with the nearest name for an unknown one"
     e = METHODS[known(method, METHODS, 'method')]
     return e.ppo if known(world, WORLDS, 'world') in ROBOTS else e.method
+
+def world_of(
+    name:str, cfg, # one of WORLDS; a method's settings there
+)->World:
+    "The world as a run's settings want it"
+    return WORLDS[name](**dict(contacts=True) if getattr(cfg, 'contact_forces', False) else {})
 
 # %% ../nbs/90_presets.ipynb #c279c774
 def override(
@@ -234,6 +240,8 @@ def check_robot(
     "The same for what only such worlds have"
     try: load(view(world).body)
     except (ImportError, FileNotFoundError) as e: raise ValueError(str(e)) from None
+    if s['contact_forces'] and view(world).body == CHEETAH:
+        raise ValueError(f'contact_forces is True: {world.family.name} neither shows them nor has a price for them')
     T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
     if T < world.horizon: raise ValueError(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
     if T*B % k: raise ValueError(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
@@ -340,8 +348,9 @@ def assemble(
     info = dict(read_config(folder) if info is None else info, **changes)
     try:
         values = fit(info)
-        world = WORLDS[info['world']]()
-        cfg = check(override(preset(info['world'], info['method']), **values), world)
+        cfg = override(preset(info['world'], info['method']), **values)
+        world = world_of(info['world'], cfg)
+        check(cfg, world)
         chunk = frames_of(cfg, world)
         if info['frames'] % chunk: raise ValueError(f"frames is {info['frames']}: allowed is a multiple of {chunk}")
         return job(folder, info, world, method_of(info['world'], info['method']), cfg)

@@ -22,7 +22,7 @@ from .runs import RunError, check_name, checkpoints, load_weights, read_config, 
 from .compare import read_curves
 from .lock import Busy
 from .jobs import helpers, most
-from .presets import WORLDS, METHODS, PRESETS, method_of, as_stored, plain_settings, preset, override, settings, check, iterations, parse_frames, parse_seeds
+from .presets import WORLDS, METHODS, PRESETS, method_of, world_of, as_stored, plain_settings, preset, override, settings, check, iterations, parse_frames, parse_seeds
 
 # %% ../nbs/92_reproduce.ipynb #92a00007
 class Experiment(NamedTuple):
@@ -62,7 +62,8 @@ def config(
     e:Experiment, # a row
 ): # settings of its method
     "The preset with the row's changes; raises `ValueError` where they are out of range"
-    return check(override(preset(e.world, e.method, e.preset), **e.settings), WORLDS[e.world]())
+    cfg = override(preset(e.world, e.method, e.preset), **e.settings)
+    return check(cfg, world_of(e.world, cfg))
 
 def of(
     e:Experiment, stored:dict, # a row; settings as JSON gives them back, lists for tuples
@@ -97,7 +98,7 @@ def budget(
     e:Experiment, # a row
 )->int: # frames of each seed
     "The row's frames, rounded up to whole iterations as `ldm train` does"
-    cfg, world = config(e), WORLDS[e.world]()
+    world = world_of(e.world, cfg := config(e))
     return iterations(cfg, world, e.frames)*frames_of(cfg, world)
 
 LOOKED_INTO = {'4', '8a', '8b', '8c', '8d', 'B', 'imagined'} # figures drawn from networks
@@ -158,7 +159,7 @@ def started(
     runs, # folder that holds the run folders of `ldm reproduce`
 )->tuple: # folder and frames done, or (None, 0)
     "The run folder of this experiment that has got farthest"
-    chunk, found = frames_of(config(e), WORLDS[e.world]()), []
+    chunk, found = frames_of(cfg := config(e), world_of(e.world, cfg)), []
     for file in sorted(Path(runs).glob(f'{e.name}/*/config.json')):
         info, at = read_config(file.parent), checkpoints(file.parent)
         if of(e, info['config']) or not set(seeds) <= set(info['seeds']): continue
@@ -280,7 +281,7 @@ def speed(
     count:int=3, # iterations
 )->float: # frames/s, summed over seeds
     "How fast a row trains here"
-    world, cfg, method = WORLDS[e.world](), config(e), method_of(e.world, e.method)
+    method, world = method_of(e.world, e.method), world_of(e.world, cfg := config(e))
     gens = generators(seeds)
     p, times = Progress(list(seeds), method.init(cfg, world, gens)), []
     with helpers(method, cfg, world, gens, p, min(processes, most(method, cfg, len(seeds)))) as crew:

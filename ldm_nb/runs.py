@@ -414,6 +414,7 @@ def curves(
         row |= {k: cfg[k] for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
         row |= {k: mine[-1].get(k) for k in ('per_task', 'frozen')}
+        row['sampled'] = [l.get('metrics', {}).get('return') for l in mine] # while training; None before the first iteration
         its = [s for s in parts if seed in s.get('seeds', [seed])]
         row |= dict(tasks=cfg['tasks'], segments=its, seconds=round(sum(s['seconds'] for s in its), 1))
         out.append(row | dict(device=cfg['device'], threads=cfg['threads']))

@@ -36,6 +36,7 @@ class VariBADPPO:
     workers:int = 16 # B, parallel workers; release: all configs
     chunk:int = 200 # T, steps of an iteration; release: MuJoCo
     train_split:str = 'train' # tasks trained on; 'all' makes the oracle
+    contact_forces:bool = False # seen by Ant-goal, paid for by both ants; release: off, its simulator left them at zero
     memory:str = 'carried' # between iterations (release)
     encoder:EncoderSize = EncoderSize(action_embedding=16, reward_embedding=16) # of the one encoder; release: MuJoCo
     policy:PolicySize = PolicySize(5, (128, 128), True) # its latent is the VAE's; release: variBAD, Ant-dir
