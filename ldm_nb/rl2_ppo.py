@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ROWS', 'METHOD', 'RL2PPO', 'setting_out', 'place', 'whole', 'remember', 'remembered', 'init', 'agent',
            'rollout_noise', 'draw_noise', 'Lived', 'some_of', 'some_noise', 'collect', 'memories_of', 'outputs',
-           'flat_rows', 'seen_by', 'supervision', 'piece_losses', 'move', 'policy_steps', 'books', 'learn', 'update']
+           'flat_rows', 'seen_by', 'supervision', 'piece_losses', 'move', 'policy_steps', 'books', 'learn', 'update',
+           'number_world']
 
 # %% ../nbs/74_rl2_ppo.ipynb #66a921f2
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from .core import draw, tree_map
 from .nets import gradients, leaf, clip, norm, init_moments, adam, linear
-from .tasks import World
+from .tasks import World, Family, finite
+from .locomotion import codec
 from .trial import Trial
 from .encoder import EncoderSize, init_encoder, joined, memories, memory
 from .policy import PolicySize, Agent, init_gaussian, policy, recurrent_agent, log_density, gaussian_entropy
@@ -316,3 +318,20 @@ def update(
     return dict(state, params=params, opt=opt | dict(reward=scale, carried=carried | dict(past=past))), metrics | more
 
 METHOD = Method('rl2', RL2PPO, init, draw_noise, collect, update, agent, stages=dict(policy=update))
+
+# %% ../nbs/74_rl2_ppo.ipynb #e2dee697
+def number_world(
+    known=(-1., 1.), # training tasks
+    asked=(.5,), # test tasks
+)->World:
+    """A number to say four times an episode, in two episodes; the task is the number, the reward minus the distance
+
+    For probes: it takes seconds, and what is right is known."""
+    train, test = (finite(torch.tensor(x)[:, None]) for x in (known, asked))
+    def say(state, task, action): return state, -(action[..., 0] - task[..., 0]).abs(), None
+    def as_it_is(reward): return reward
+    code = codec(8, 1, 1)
+    return World(Family('number', ('x',), dict(train=train, test=test, eval=train, all=train)), obs_dim=1, n_actions=0, action_dim=1,
+                 horizon=4, episodes=2, start=lambda task, u: 0*task, step=say, observe=lambda state: state, reached=None,
+                 reward_kind='real', target=as_it_is, imagine=as_it_is, cells=None, ceiling=None, places=None,
+                 pack=code.pack, unpack=code.unpack, code_bytes=code.code_bytes)
