@@ -128,6 +128,8 @@ class Sink:
         "After an iteration"
         r = metrics['return'].mean().item()
         self.shown['sampled'] = .95*self.shown.get('sampled', r) + .05*r
+        for k, v in metrics.items(): # counted since the start, and shown from the first on
+            if k.endswith('_failures') and (n := int(v[v.isfinite()].sum())): self.shown[k.replace('_', ' ')] = self.shown.get(k.replace('_', ' '), 0) + n
         self.bar.set_postfix_str(self.text(), refresh=False)
         self.bar.update(self.job.chunk*self.seeds)
         if not self.live and time.monotonic() - self.last > self.every: self.line()
@@ -140,7 +142,7 @@ class Sink:
 
     def text(self)->str:
         "Returns and missed goals, as they stand behind the bar"
-        return ' '.join(f'{k} {v:.1f}' for k, v in self.shown.items())
+        return ' '.join(f'{k} {v:.1f}' if isinstance(v, float) else f'{k} {v}' for k, v in self.shown.items())
 
     def line(self)->None:
         "One line of text on standard error"

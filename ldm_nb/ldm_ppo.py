@@ -112,7 +112,7 @@ def shuffled(
     "Workers in another order, so that others come last"
     def pick(x, dim): return x.gather(dim, order.reshape(len(order), *[1]*(dim - 1), -1, *[1]*(x.dim() - dim - 1)).expand_as(x))
     past = {k: pick(v, 2 if k in ROWS else 1) for k, v in carried['past'].items()}
-    own = {k: pick(v, 1) for k, v in carried.items() if k not in ('past', 'tasks', 'alpha')}
+    own = {k: pick(v, 1) for k, v in carried.items() if k not in ('past', 'tasks', 'alpha', 'failing')}
     return carried | own | dict(past=past)
 
 # %% ../nbs/76_ldm_ppo.ipynb #fb3c974c

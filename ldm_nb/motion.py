@@ -247,6 +247,7 @@ def backend()->str:
     for name in names:
         env = {**os.environ, 'MUJOCO_GL': name}
         if not subprocess.run([sys.executable, '-c', TRY, name], env=env, capture_output=True).returncode: return name
+    if wish in GL: raise Unable(f"MUJOCO_GL={wish} does not work here: unset it, or set another of {', '.join(GL)}")
     raise Unable(f"no OpenGL works here (tried: {', '.join(names)}), and MuJoCo cannot render without it; on Debian "
                  'and Ubuntu: sudo apt install libegl1, or libosmesa6')
 

@@ -239,7 +239,7 @@ def check_robot(
 )->None:
     "The same for what only such worlds have"
     try: load(view(world).body)
-    except (ImportError, FileNotFoundError) as e: raise ValueError(str(e)) from None
+    except (ImportError, FileNotFoundError) as e: raise ValueError(str(e)) from e
     if s['contact_forces'] and view(world).body == CHEETAH:
         raise ValueError(f'contact_forces is True: {world.family.name} neither shows them nor has a price for them')
     T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
@@ -355,7 +355,8 @@ def assemble(
         if info['frames'] % chunk: raise ValueError(f"frames is {info['frames']}: allowed is a multiple of {chunk}")
         return job(folder, info, world, method_of(info['world'], info['method']), cfg)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise RunError(f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
+        blameless = isinstance(e.__cause__, (ImportError, FileNotFoundError)) # MuJoCo or a model is missing
+        raise RunError(str(e) if blameless else f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
 
 # %% ../nbs/90_presets.ipynb #8f8eac65
 def load_agent(

@@ -98,10 +98,10 @@ def draw_noise(
 def keep_books(
     cfg, world:World, # settings with `vae`; where
     state:dict, lived:Lived, # of `init` or `update`; of `collect`
-    wanted:int, # the first so many workers' tasks enter the buffer
+    wanted:int, # the first so many workers are in real tasks, which enter the buffer
 )->tuple: # rewards as PPO sees them, what replaces parts of `opt`, metrics
     "`books`, the past, and the buffer, which is changed in place"
-    reward, scale, carried, metrics = books(cfg.ppo, state, lived)
+    reward, scale, carried, metrics = books(cfg.ppo, state, lived, wanted)
     was = state['opt']['carried']
     past, found, count = remember(world, was['past'], lived.piece, wanted)
     tasks = store(state['buffer'], cfg.vae.buffer, was['tasks'], found, count)

@@ -138,7 +138,7 @@ def test_backends(name, tmp_path):
     r = subprocess.run([sys.executable, '-c', 'import os; os.environ.pop("MUJOCO_GL"); import mujoco\n'
                         f'os.environ["MUJOCO_GL"] = {name!r}\n{code}'], env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    if 'no OpenGL works' in r.stdout: pytest.skip(r.stdout.strip())
+    if 'does not work here' in r.stdout: pytest.skip(r.stdout.strip())
     assert f'uses {name}' in r.stdout and '(360, 480, 3) True' in r.stdout
 
 def red(image): return ((image[..., 0] > 120) & (image[..., 1] < 60) & (image[..., 2] < 60))
