@@ -25,18 +25,18 @@ class VAE:
     "Settings of the latent dynamics network"
     latent:int = 32 # D of Encoder-v; release: grid 32, Ant-dir 5, Ant-goal 10, Cheetah 5
     decoder:str = 'single-head' # 'single-head': latent at a state (LDM); 'multi-head': one output a cell; release
-    decoder_layers:tuple[int, ...] = (32, 32) # hidden ReLU layers of the decoder; release: grid
+    decoder_layers:tuple[int, ...] = (32, 32) # hidden ReLU layers of the decoder; release: grid 32 32, MuJoCo 64 32
     decoder_inputs:str = 'next-state' # 'transition': also the action and the state before; release: grid, MuJoCo
-    p_drop:float = .7 # dropout on the decoder's embedded inputs, never on m; paper: section 5.1
+    p_drop:float = .7 # dropout on the decoder's embedded inputs, never on m; paper: grid .7; release: MuJoCo .5, variBAD 0
     dropout_mask:str = 'shared' # 'pair': a mask for each posterior and input (release); 'shared': one an input, cheaper
     vae_lr:float = 1e-3 # Adam step size of encoder and decoder; release: all configs
-    vae_updates:int = 2 # updates per iteration; release: LDM, grid
-    vae_batch:int = 25 # trajectories per update; release: grid
+    vae_updates:int = 2 # updates per iteration; release: LDM 2, with the half cheetah 1; variBAD with robots 1
+    vae_batch:int = 25 # trajectories per update; release: grid 25, MuJoCo 10
     kl_weight:float = 120. # weight of the KL terms in the summed ELBO; release: its mean over transitions amounts to it
     posteriors:int = 0 # P, posteriors decoded per trajectory, rescaled to the full sum; 0: all (release)
     transitions:int = 0 # I, transitions each of them decodes, rescaled to the full sum; 0: all (release)
     counted:str = 'visits' # an input counts by its 'visits' (paper, release), or all different ones of a task alike: 'places'
-    buffer_size:int = 100_000 # tasks the buffer holds; release: grid
+    buffer_size:int = 100_000 # tasks the buffer holds; release: grid 100000, MuJoCo 10000
     buffer:str = 'ring' # 'ring': the newest tasks; 'frozen': closed once full (as the release executes it)
 
 # %% ../nbs/20_belief.ipynb #c3dad3b0

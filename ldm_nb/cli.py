@@ -84,7 +84,7 @@ class Train:
     "Train a stack of seeds, evaluate it on tasks it never saw, and draw what it learnt."
     world:tyro.conf.Positional[str] # world to train on; see: ldm list
     method:str = 'ldm' # method to train; see: ldm list
-    preset:str = 'paper' # table of settings to start from: paper, release, reduced, quick or one-goal
+    preset:str = 'paper' # table of settings to start from: paper, release, reduced, quick or, on gridworlds, one-goal
     seeds:str = '' # 0:8 (eight of them), 3,7 (these two) or 5 (one); empty: the preset's
     frames:str = '' # frames a seed, such as 1e7, rounded up to whole iterations; empty: the preset's
     device:str = 'cpu' # cpu or cuda
@@ -386,7 +386,7 @@ def start_list(
     about = sources(cfg) | {k: source for k, (_, source) in changes(run.world, run.method, run.preset).items()}
     worlds = {k: ', '.join(f'{s} {len(x.tasks)}' for s, x in make().family.splits.items() if s != 'eval')
               for k, make in WORLDS.items()}
-    out = ['worlds (tasks in each split)', *(f'  {k:24} {v}' for k, v in worlds.items())]
+    out = ['worlds (tasks of each split that an evaluation plays; training in ant-goal and cheetah-vel draws from ranges)', *(f'  {k:24} {v}' for k, v in worlds.items())]
     out += ['', 'methods', *(f'  {k:24} {e.about}' for k, e in METHODS.items())]
     out += ['', 'presets', *(f'  {p:24} {f:,} frames a seed, seeds {s}' for p in presets_of(run.world) for f, s in [usual(run.world, p)])]
     which = f'settings of {run.method} on {run.world}, preset {run.preset}'

@@ -55,16 +55,17 @@ def asked(
 # %% ../nbs/14_envs.ipynb #1a15e33a
 def checked(
     world:World,
-    action, # [n] integers, or [n,A] numbers in [-1,1]
+    action, # [n] integers, or [n,A] finite numbers; motors are at full strength at -1 and 1
     n:int, # environments
 )->Tensor: # [n] or [n,A]
     "`action` as a tensor; raises `ValueError` where it is none"
     a, A = np.asarray(action), world.n_actions
-    shape, kinds, low, high = ((n,), 'iu', 0, A - 1) if A else ((n, world.action_dim), 'iuf', -1, 1)
-    if a.shape == shape and a.dtype.kind in kinds and ((a >= low) & (a <= high)).all():
-        return torch.tensor(a.astype(int if A else np.float32))
-    want = f'an integer from 0 to {A-1}' if A else f'{world.action_dim} numbers from -1 to 1'
-    raise ValueError(f'an action is {want}, one for each of {n}; this is {a.dtype}{list(a.shape)}: {a}')
+    if A: fine = a.shape == (n,) and a.dtype.kind in 'iu' and ((a >= 0) & (a < A)).all()
+    else: fine = a.shape == (n, world.action_dim) and a.dtype.kind in 'iuf' and np.isfinite(a).all()
+    if fine: return torch.tensor(a.astype(int if A else np.float32))
+    want = f'an integer from 0 to {A-1}' if A else f'{world.action_dim} finite numbers'
+    who, got = (f' for each of {n} environments', a) if n > 1 or not a.ndim else ('', np.asarray(a[0]))
+    raise ValueError(f'an action is {want}{who}; this is {got.dtype}{list(got.shape)}: {got}')
 
 # %% ../nbs/14_envs.ipynb #c15e55b8
 def fresh(

@@ -37,7 +37,7 @@ class LDMPPO:
     encoder:EncoderSize = EncoderSize(action_embedding=16, reward_embedding=16) # of Encoder-p and -v; release: MuJoCo
     policy:PolicySize = PolicySize(policy_latent=128, policy_layers=(128,)) # of actor and critic; release: MuJoCo
     ppo:PPO = PPO() # the policy's update
-    vae:VAE = VAE(latent=5, p_drop=.5, **MUJOCO | dict(vae_updates=2)) # the latent dynamics network; release: Ant-dir
+    vae:VAE = VAE(latent=5, p_drop=.5, **MUJOCO | dict(vae_updates=2)) # the latent dynamics network; release: MuJoCo
     mixture:Mixture = Mixture() # the imaginary tasks
 
     def __post_init__(self): normal_workers(self)

@@ -22,8 +22,8 @@ from .encoder import joined, advance, memory
 class PolicySize:
     "Sizes of the policy"
     policy_latent:int = 32 # D of Encoder-p; release: grid 32, MuJoCo 128
-    policy_layers:tuple[int, ...] = (32,) # hidden tanh layers of actor and critic; release: LDM and RL2, grid
-    state_conditioned:bool = False # do actor and critic see the observation too? release: no on the gridworld
+    policy_layers:tuple[int, ...] = (32,) # hidden tanh layers of actor and critic; release: grid 32, MuJoCo 128; of variBAD two
+    state_conditioned:bool = False # do actor and critic see the observation too? release: in Ant-dir, and of variBAD with robots
 
 def init_policy(
     gens:list, # `S` generators of the stream 'init'

@@ -337,9 +337,11 @@ def absent(
 )->str: # Markdown
     "A sentence that says what a page lacks, and the command that makes it"
     if not rows: return 'All runs of this page are recorded.'
-    names = ', '.join(f'`{e.name}` (seeds {span(e.seeds)}, {e.frames:g} frames)' for e in rows)
+    def names(some): return ', '.join(f'`{e.name}` (seeds {span(e.seeds)}, {e.frames:g} frames)' for e in some)
+    nets, curves = ([e for e in rows if (e.figure in LOOKED_INTO) is looked] for looked in (True, False))
     figures = ' '.join(f'`ldm reproduce {f}`' for f in dict.fromkeys(e.figure for e in rows))
-    return f'Not recorded yet: {names}. To make them: {figures}.'
+    said = [f'{what}: {names(some)}.' for what, some in (('Not recorded yet', curves), ('Networks not kept yet', nets)) if some]
+    return f"{' '.join(said)} To make them: {figures}."
 
 # %% ../nbs/92_reproduce.ipynb #92a00020
 class Networks(NamedTuple):

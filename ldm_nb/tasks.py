@@ -95,8 +95,9 @@ def check_task(
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f'a task of {family.name} is {cols}, not {task!r}') from None
     if t.shape != s.tasks.shape[1:]:
-        raise ValueError(f'a task of {family.name} has {D} numbers {cols}, not shape {tuple(t.shape)}')
-    if not s.contains(t): raise ValueError(f'{family.name} has no task {t.tolist()} in split {split!r}')
+        got = f'{t.numel()}' if t.dim() < 2 else f'a list of lists of the shape {tuple(t.shape)}'
+        raise ValueError(f"a task of {family.name} has {D} numbers, {', '.join(cols)}; not {got}")
+    if not s.contains(t): raise ValueError(f'{family.name} has no task {[float(f"{x:.6g}") for x in t]} in split {split!r}')
     return t
 
 # %% ../nbs/10_tasks.ipynb #c60169c5
