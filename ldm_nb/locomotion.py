@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TURNS', 'RADII', 'SPEEDS', 'MARGIN', 'FIVE', 'DIRECTION', 'GOAL', 'VELOCITY', 'SKIP', 'DT', 'ANT', 'CHEETAH',
            'RUNAWAY', 'HALF', 'HORIZON', 'EPISODES', 'along', 'within', 'ranges', 'rings', 'turns', 'cross', 'column',
-           'Body', 'Parts', 'parts', 'engine', 'quiet', 'load', 'pool', 'simulate', 'start', 'see_direction',
+           'Body', 'Parts', 'parts', 'engine', 'quiet', 'load', 'pool', 'faulty', 'simulate', 'start', 'see_direction',
            'see_goal', 'see_velocity', 'square', 'cost', 'reward_direction', 'reward_goal', 'reward_velocity',
            'upright', 'lost', 'Codec', 'codec', 'bare_rate', 'locomotion', 'ant_direction', 'ant_goal',
            'cheetah_velocity']
@@ -215,6 +215,14 @@ def pool(
 # %% ../nbs/12_locomotion.ipynb #42d5a0f8
 RUNAWAY = 1000. # m/s or rad/s, a speed that ends an episode as a failure; ours: motors cannot come near it
 
+def faulty(
+    body:Body, pool, # which; its pool after a step
+    now, # [n,...] what came out
+): # [n] bool
+    "Which simulations failed"
+    wild = (np.abs(now[:, body.nq:body.nq + body.nv]) > RUNAWAY).any(1)
+    return wild | pool.warning[..., 1].any(1) | (pool.status != 0) | ~np.isfinite(now).all(1)
+
 def simulate(
     body:Body, # which
     state:Tensor, # [S,B,n] float64
@@ -236,11 +244,11 @@ def simulate(
         except mujoco.batch.SimulationError: pass # `status` says where
     now[:, :k], now[:, k:k+3] = p.state[:, 1:1+k], torso
     if force is not None: now[:, k+3:] = force.reshape(len(now), -1)
-    wild = (np.abs(now[:, body.nq:body.nq + body.nv]) > RUNAWAY).any(1)
-    failed = wild | p.warning[..., 1].any(1) | (p.status != 0) | ~np.isfinite(now).all(1)
-    if failed.any(): now[failed] = was[failed]
-    after, failed = (torch.from_numpy(x).to(state.device).unflatten(0, state.shape[:-1]) for x in (now, failed))
-    return after, failed
+    calm = not p.warning.any() and not p.status.any() and np.abs(now[:, :body.nq + body.nv]).max() < RUNAWAY # as nearly always
+    failed = np.zeros(len(now), bool) if calm else faulty(body, p, now)
+    if not calm: now[failed] = was[failed]
+    after, failed = torch.from_numpy(now).view(state.shape), torch.from_numpy(failed).view(state.shape[:-1])
+    return after.to(state.device), failed.to(state.device)
 
 # %% ../nbs/12_locomotion.ipynb #fed1d984
 HALF = 2**-25 # half a step of a float32 uniform number

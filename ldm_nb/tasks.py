@@ -127,7 +127,7 @@ class World:
     distinct:Callable = None # obs [S,B,T,O+1] of whole tasks -> slots [S,B,K,O+1], each step's slot [S,B,T]; or None
     n_distinct:int = 0 # K, slots of `distinct`
     lost:Callable = None # obs [S,T,B,O+1], end [S,T,B], steps taken before [S,B] -> [S,T,B] bool: the simulator gave up
-    bare:Callable = None # workers, threads -> steps/s of the simulator alone, all workers together; None: there is none
+    bare:Callable = None # workers, threads, steps -> steps/s of the simulator alone, all workers together; None: there is none
 
     @property
     def steps(self): return self.horizon*self.episodes # H+

@@ -348,6 +348,10 @@ WITHOUT = '''
 import sys, types
 sys.modules["mujoco"] = {}
 import torch, gymnasium, ldm_nb.cli, ldm_nb.envs, ldm_nb.locomotion as l
+def version(name):
+    if {!r} is None: raise l.PackageNotFoundError(name)
+    return {!r}
+l.version = version
 env = gymnasium.make("ldm_nb/Gridworld-v0"); env.reset(seed=0); env.step(1)
 w = l.ant_goal()
 s = w.start(torch.zeros(1, 1, 2), torch.rand(1, 1, 29))
@@ -355,11 +359,14 @@ try: w.step(s, torch.zeros(1, 1, 2), torch.zeros(1, 1, 8))
 except ImportError as e: print(e)
 '''
 
-@pytest.mark.parametrize('fake', ['None', 'types.ModuleType("mujoco")'], ids=['missing', 'old'])
-def test_without_mujoco(fake):
+@pytest.mark.parametrize('fake,installed,message', [
+    ('None', None, "need MuJoCo 4.0 or newer, and it is not installed: pip install --upgrade 'ldm-nb[mujoco]'"),
+    ('types.ModuleType("mujoco")', '3.3.2', "version 3.3.2 is installed: pip install --upgrade 'ldm-nb[mujoco]'"),
+    ('types.ModuleType("mujoco")', '4.0.0', "MuJoCo 4.0.0 is installed, but cannot be imported: No module named 'mujoco.batch'")], ids=['missing', 'old', 'broken'])
+def test_without_mujoco(fake, installed, message):
     "Gridworlds never ask for it; the others say what to install"
-    out = subprocess.run([sys.executable, '-c', WITHOUT.format(fake)], check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert "MuJoCo 4.0 or newer" in out and "pip install --upgrade 'ldm-nb[mujoco]'" in out
+    out = subprocess.run([sys.executable, '-c', WITHOUT.format(fake, installed, installed)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert message in out
 
 def test_lazy():
     code = 'import sys, ldm_nb.cli, ldm_nb.envs, ldm_nb.locomotion; sys.exit("mujoco" in sys.modules)'
