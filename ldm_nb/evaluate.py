@@ -124,5 +124,6 @@ def draw_curves(
         ax.set(title=label, xlabel='frames a seed (millions)')
         ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
     if len(runs) > 1: axes[0].legend(frameon=False)
+    axes[0].set_ylabel('return of the last episode')
     fig.suptitle(title)
     return fig
