@@ -100,7 +100,8 @@ def step_share(
 )->float: # usually below 1; the median round
     "Speed of `world.step`, tensors in and out, over that of the simulator alone"
     task = world.family.splits['eval'].tasks[:1].expand(1, n, -1)
-    acts, first = 2*torch.rand(steps, 1, n, world.action_dim) - 1, world.start(task)
+    noise = torch.rand(steps, 1, n, world.action_dim, generator=torch.Generator().manual_seed(0))
+    acts, first = 2*noise - 1, world.start(task)
     def once():
         state, begun = first, time.perf_counter()
         for a in acts: state = world.step(state, task, a)[0]

@@ -386,7 +386,7 @@ def start_list(
     about = sources(cfg) | {k: source for k, (_, source) in changes(run.world, run.method, run.preset).items()}
     worlds = {k: ', '.join(f'{s} {len(x.tasks)}' for s, x in make().family.splits.items() if s != 'eval')
               for k, make in WORLDS.items()}
-    out = ['worlds (tasks of each split that an evaluation plays; training in ant-goal and cheetah-vel draws from ranges)', *(f'  {k:24} {v}' for k, v in worlds.items())]
+    out = ['worlds (tasks of each split that an evaluation plays)', *(f'  {k:24} {v}' for k, v in worlds.items())]
     out += ['', 'methods', *(f'  {k:24} {e.about}' for k, e in METHODS.items())]
     out += ['', 'presets', *(f'  {p:24} {f:,} frames a seed, seeds {s}' for p in presets_of(run.world) for f, s in [usual(run.world, p)])]
     which = f'settings of {run.method} on {run.world}, preset {run.preset}'

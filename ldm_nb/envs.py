@@ -64,7 +64,7 @@ def checked(
     else: fine = a.shape == (n, world.action_dim) and a.dtype.kind in 'iuf' and np.isfinite(a).all()
     if fine: return torch.tensor(a.astype(int if A else np.float32))
     want = f'an integer from 0 to {A-1}' if A else f'{world.action_dim} finite numbers'
-    who, got = (f' for each of {n} environments', a) if n > 1 or not a.ndim else ('', np.asarray(a[0]))
+    who, got = (f' for each of {n} environments', a) if n > 1 else ('', a.squeeze())
     raise ValueError(f'an action is {want}{who}; this is {got.dtype}{list(got.shape)}: {got}')
 
 # %% ../nbs/14_envs.ipynb #c15e55b8

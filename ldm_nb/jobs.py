@@ -128,8 +128,10 @@ class Sink:
         "After an iteration"
         r = metrics['return'].mean().item()
         self.shown['sampled'] = .95*self.shown.get('sampled', r) + .05*r
-        for k, v in metrics.items(): # counted since the start, and shown from the first on
-            if k.endswith('_failures') and (n := int(v[v.isfinite()].sum())): self.shown[k.replace('_', ' ')] = self.shown.get(k.replace('_', ' '), 0) + n
+        for k in metrics: # failures are counted since the start, and shown from the first on
+            if k.endswith('_failures') and (n := int(metrics[k].nan_to_num(posinf=0.).sum())):
+                name = k.replace('_', ' ')
+                self.shown[name] = self.shown.get(name, 0) + n
         self.bar.set_postfix_str(self.text(), refresh=False)
         self.bar.update(self.job.chunk*self.seeds)
         if not self.live and time.monotonic() - self.last > self.every: self.line()

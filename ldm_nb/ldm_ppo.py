@@ -22,7 +22,7 @@ from .policy import PolicySize
 from .ppo import PPO
 from .rollout import Here, Piece, join, live_on
 from .trainer import Method, in_turn
-from .rl2_ppo import ROWS, agent, init as init_rl2, learn, memories_of, place, remembered, some_noise, some_of
+from .rl2_ppo import OWN, ROWS, agent, init as init_rl2, learn, memories_of, place, remembered, some_noise, some_of
 from .varibad_ppo import MUJOCO, draw_noise as belief_noise, keep_books, learn_dynamics
 
 # %% ../nbs/76_ldm_ppo.ipynb #72361a99
@@ -112,7 +112,7 @@ def shuffled(
     "Workers in another order, so that others come last"
     def pick(x, dim): return x.gather(dim, order.reshape(len(order), *[1]*(dim - 1), -1, *[1]*(x.dim() - dim - 1)).expand_as(x))
     past = {k: pick(v, 2 if k in ROWS else 1) for k, v in carried['past'].items()}
-    own = {k: pick(v, 1) for k, v in carried.items() if k not in ('past', 'tasks', 'alpha', 'failing')}
+    own = {k: pick(carried[k], 1) for k in OWN}
     return carried | own | dict(past=past)
 
 # %% ../nbs/76_ldm_ppo.ipynb #fb3c974c

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TURNS', 'RADII', 'SPEEDS', 'MARGIN', 'FIVE', 'DIRECTION', 'GOAL', 'VELOCITY', 'SKIP', 'DT', 'ANT', 'CHEETAH',
            'RUNAWAY', 'HALF', 'HORIZON', 'EPISODES', 'along', 'within', 'ranges', 'rings', 'turns', 'cross', 'column',
-           'Body', 'Parts', 'parts', 'engine', 'quiet', 'load', 'pool', 'faulty', 'simulate', 'start', 'see_direction',
+           'Body', 'Parts', 'parts', 'engine', 'quiet', 'load', 'pool', 'simulate', 'start', 'see_direction',
            'see_goal', 'see_velocity', 'square', 'cost', 'reward_direction', 'reward_goal', 'reward_velocity',
            'upright', 'lost', 'Codec', 'codec', 'bare_rate', 'locomotion', 'ant_direction', 'ant_goal',
-           'cheetah_velocity']
+           'cheetah_velocity', 'at_rest']
 
 # %% ../nbs/12_locomotion.ipynb #6ee23f0b
 import ctypes, math, os, time
@@ -215,14 +215,6 @@ def pool(
 # %% ../nbs/12_locomotion.ipynb #42d5a0f8
 RUNAWAY = 1000. # m/s or rad/s, a speed that ends an episode as a failure; ours: motors cannot come near it
 
-def faulty(
-    body:Body, pool, # which; its pool after a step
-    now, # [n,...] what came out
-): # [n] bool
-    "Which simulations failed"
-    wild = (np.abs(now[:, body.nq:body.nq + body.nv]) > RUNAWAY).any(1)
-    return wild | pool.warning[..., 1].any(1) | (pool.status != 0) | ~np.isfinite(now).all(1)
-
 def simulate(
     body:Body, # which
     state:Tensor, # [S,B,n] float64
@@ -244,9 +236,9 @@ def simulate(
         except mujoco.batch.SimulationError: pass # `status` says where
     now[:, :k], now[:, k:k+3] = p.state[:, 1:1+k], torso
     if force is not None: now[:, k+3:] = force.reshape(len(now), -1)
-    calm = not p.warning.any() and not p.status.any() and np.abs(now[:, :body.nq + body.nv]).max() < RUNAWAY # as nearly always
-    failed = np.zeros(len(now), bool) if calm else faulty(body, p, now)
-    if not calm: now[failed] = was[failed]
+    wild = (np.abs(now[:, body.nq:body.nq + body.nv]) > RUNAWAY).any(1)
+    failed = wild | p.warning[..., 1].any(1) | (p.status != 0) | ~np.isfinite(now).all(1)
+    if failed.any(): now[failed] = was[failed]
     after, failed = torch.from_numpy(now).view(state.shape), torch.from_numpy(failed).view(state.shape[:-1])
     return after.to(state.device), failed.to(state.device)
 
@@ -460,3 +452,18 @@ def ant_goal(**how)->World: # contacts, episodes, horizon
 def cheetah_velocity(**how)->World: # episodes, horizon
     "The half cheetah that is to run at a velocity"
     return locomotion(VELOCITY, CHEETAH, see_velocity, 20, reward_velocity, **how)
+
+# %% ../nbs/12_locomotion.ipynb #f6d794c5
+def at_rest(
+    world:World, # of MuJoCo
+    split:str='test', # whose tasks
+    u:Tensor=None, # [R,K,U] uniform noise of R starts of each task; None: one start without noise
+)->Tensor: # [K]
+    "Mean return of an episode without torques, in each task"
+    tasks = world.family.splits[split].tasks
+    task = tasks.expand(1 if u is None else len(u), *tasks.shape)
+    state, total, alive = world.start(task, u), torch.zeros(task.shape[:2]), torch.ones(task.shape[:2])
+    for _ in range(world.horizon):
+        state, reward, died = world.step(state, task, torch.zeros(*task.shape[:2], world.action_dim))
+        total, alive = total + alive*reward, alive*~died
+    return total.mean(0)
