@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from .process import BadInput
 from .tasks import Family
 from .gridworld import SIZE, HORIZON, EPISODES, ON_GOAL, OFF_GOAL, GRIDWORLD, gridworld
 from .evaluate import summary
@@ -31,7 +32,7 @@ class Hunt:
 
 # %% ../nbs/61_bayes.ipynb #b61a0008
 def hunt(
-    goals, # [K,2] cells (x, y); raises `ValueError` for the start, cells off the grid or there twice, and too many
+    goals, # [K,2] cells (x, y); raises `BadInput` for the start, cells off the grid or there twice, and too many
     size:int=SIZE, horizon:int=HORIZON, episodes:int=EPISODES, # side of the grid, H, N
 )->Hunt:
     """The points that each step can bring
@@ -46,8 +47,8 @@ def hunt(
     xy, C = torch.as_tensor(goals).long().reshape(-1, 2).numpy(), size**2
     (e, t), cell, d = np.divmod(np.arange(horizon*episodes), horizon), xy@[size, 1], xy.sum(1)
     if ((xy < 0) | (xy >= size)).any() or (cell == 0).any() or len(set(cell)) < len(cell):
-        raise ValueError(f'goals must be different cells of the {size}x{size} grid other than the start: {xy.tolist()}')
-    if C << len(cell) >= 2**63: raise ValueError(f'{len(cell)} goals on {C} cells: a set of them does not fit 64 bits')
+        raise BadInput(f'goals must be different cells of the {size}x{size} grid other than the start: {xy.tolist()}')
+    if C << len(cell) >= 2**63: raise BadInput(f'{len(cell)} goals on {C} cells: a set of them does not fit 64 bits')
     points = np.zeros((len(t), C), int)
     points[:, cell] = horizon - t[:, None] + (episodes - 1 - e)[:, None]*np.maximum(horizon + 1 - d, 0)
     to = np.stack(np.divmod(np.arange(C), size), 1)[:, None] + MOVES
@@ -249,7 +250,7 @@ def then_nearest(
 
 # %% ../nbs/61_bayes.ipynb #b61a0058
 def yardstick(
-    family:Family=GRIDWORLD, # its prior is the split `train`; raises `ValueError` unless it evaluates all 45 goals
+    family:Family=GRIDWORLD, # its prior is the split `train`; raises `BadInput` unless it evaluates all 45 goals
 )->dict: # agent -> path, returns [K,N] and found [K,N] over the split `eval`, and the keys of `summary`
     """The optimal agents: `stops` and `nearest` for the training goals, `all` for all 45
 
@@ -261,7 +262,7 @@ def yardstick(
     """
     every, out = hunt(family.splits['eval'].tasks), {}
     if bound(every, ALL_PRICES) != sum(every.points[k, c] for k, c in zip(first_met(every, ALL_PATH), every.goals)):
-        raise ValueError(f'{family.name}: its goals are not the 45 of `ALL_PATH`; use `optimum` and `returns`')
+        raise BadInput(f'{family.name}: its goals are not the 45 of `ALL_PATH`; use `optimum` and `returns`')
     tour, _ = optimum(hunt(family.splits['train'].tasks))
     for name, path in dict(stops=tour, nearest=then_nearest(every, tour), all=ALL_PATH).items():
         r = torch.from_numpy(returns(every, path))

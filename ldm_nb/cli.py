@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 import torch, tyro
+from .process import BadInput
 from . import __version__
 from .core import append_jsonl
 from .tasks import known
@@ -39,11 +40,11 @@ def set_device(
     threads:int, # CPU cores to use; 0: all
     most:int, # processes that could be kept busy
 )->int: # processes that share the work
-    "Ready this process for a device; raises `ValueError` where there is no such device"
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', device): raise ValueError(f'device is {device!r}: choose cpu or cuda')
+    "Ready this process for a device; raises `BadInput` where there is no such device"
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device): raise BadInput(f'device is {device!r}: choose cpu or cuda')
     if device != 'cpu' and int(device[5:] or 0) >= torch.cuda.device_count():
-        raise ValueError(f'device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu')
-    if not 0 <= threads <= 4096: raise ValueError(f'threads is {threads}: it must be 0 (all cores) or more')
+        raise BadInput(f'device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu')
+    if not 0 <= threads <= 4096: raise BadInput(f'threads is {threads}: it must be 0 (all cores) or more')
     if device != 'cpu': torch.cuda.set_device(device if ':' in device else 'cuda:0')
     torch.set_num_threads(1) # more would split products too small for it; whole seeds are split instead
     keep_memory()
@@ -120,13 +121,13 @@ def check_flags(
     "Raises `ValueError` where one is given a value"
     for name, value in (a[2:].split('=', 1) for a in argv if a.startswith('--') and '=' in a):
         if (k := name.replace('-', '_').removeprefix('no_')) in flags:
-            raise ValueError(f"{k} is {value!r:.60}: allowed is --{k.replace('_', '-')} or --no-{k.replace('_', '-')}")
+            raise BadInput(f"{k} is {value!r:.60}: allowed is --{k.replace('_', '-')} or --no-{k.replace('_', '-')}")
 
 # %% ../nbs/93_cli.ipynb #af03f6a1
 def parse_train(
     argv:list, # what follows `ldm train`
 )->tuple: # Train, settings of the method
-    "The arguments of `ldm train`; raises `ValueError` for unknown names, exits with status 2 where tyro finds fault"
+    "The arguments of `ldm train`; raises `BadInput` for unknown names, exits with status 2 where tyro finds fault"
     named = next((a for a in argv if a in WORLDS), None)
     if named is None and argv and not argv[0].startswith('-'): known(argv[0], WORLDS, 'world')
     names = named or 'gridworld', option(argv, 'method', 'ldm'), option(argv, 'preset', 'paper')
@@ -143,10 +144,10 @@ def describe(
     run:Train, cfg, # of `parse_train`: the options; the settings
     argv:list, # what follows `ldm train`, for the record
 )->dict: # the content of config.json
-    "What a run folder says about its run; sets the device; raises `ValueError` for options that make no sense"
+    "What a run folder says about its run; sets the device; raises `BadInput` for options that make no sense"
     world, (frames, seeds) = world_of(run.world, cfg), usual(run.world, run.preset)
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
-    if run.checkpoint_every < 1: raise ValueError(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
+    if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
     config = settings(check(cfg, world))
     threads = set_device(run.device, run.threads, most(method_of(run.world, run.method), cfg, len(seeds)))
@@ -161,7 +162,7 @@ def start_train(
     argv:list, # what follows `ldm train`
     stop=None, # as `over` of `execute`
 )->int: # exit status
-    "`ldm train`; raises `ValueError` for bad options, `RunError` where the run folder exists"
+    "`ldm train`; raises `BadInput` for bad options, `RunError` where the run folder exists"
     run, cfg = parse_train(argv)
     info = describe(run, cfg, argv)
     job = assemble(run.out or f'runs/{run.world}-{run.method}', info)
@@ -199,7 +200,7 @@ def news(
 def some_seeds(
     option:str, text:str, # its name, for the message; its value, or nothing
 )->list:
-    """The seeds of an option; raises `ValueError` where they make no sense
+    """The seeds of an option; raises `BadInput` where they make no sense
 
     ```python
     >>> some_seeds('without', '3,7'), some_seeds('seeds', '')
@@ -208,7 +209,7 @@ def some_seeds(
     ```
     """
     try: return parse_seeds(text) if text else []
-    except ValueError as e: raise ValueError(f'{option}: {e}') from None
+    except ValueError as e: raise BadInput(f'{option}: {e}') from None
 
 # %% ../nbs/93_cli.ipynb #39dae23d
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def resumed(
     run:Resume, info:dict, # the options; its config
     frames:int, # the new budget; 0 or empty: as it was
 ): # Job
-    "The job at its newest checkpoint; raises `ValueError` where it is longer than its budget"
+    "The job at its newest checkpoint; raises `BadInput` where it is longer than its budget"
     job = assemble(run.run, info, **dict(device=run.device) if run.device else {})
     device = job.info['device']
     wanted = run.threads or info['threads']*(device == info['device']) # another device: all cores
@@ -258,7 +259,7 @@ def resumed(
     if frames: job.info['frames'] = iterations(job.cfg, job.world, frames)*job.chunk
     restore(job, lambda text: sys.stderr.write(text + '\n'))
     if job.frames > (wanted := job.info['frames']):
-        raise ValueError(f'frames are {wanted:,}, but {run.run} has {job.frames:,} a seed already: ask for more')
+        raise BadInput(f'frames are {wanted:,}, but {run.run} has {job.frames:,} a seed already: ask for more')
     return job
 
 # %% ../nbs/93_cli.ipynb #39dae240
@@ -317,11 +318,11 @@ class Render:
 def start_render(
     run:Render, # the options
 )->int: # exit status
-    "`ldm render`; raises `ValueError` for bad options, `RunError` for the run's faults, `Unable` for the machine's"
+    "`ldm render`; raises `BadInput` for bad options, `RunError` for the run's faults, `Unable` for the machine's"
     job, out = assemble(run.run, device='cpu'), Path(run.out or f'{run.run}/film.gif')
     world, N, seed = job.world, job.world.episodes, job.info['seeds'][0] if run.seed == -1 else run.seed
-    if not 0 <= run.episode <= N: raise ValueError(f'episode is {run.episode}: allowed is 1 to {N} (0: the last)')
-    if not out.parent.is_dir(): raise ValueError(f'out is {run.out!r:.80}: there is no folder {out.parent}')
+    if not 0 <= run.episode <= N: raise BadInput(f'episode is {run.episode}: allowed is 1 to {N} (0: the last)')
+    if not out.parent.is_dir(): raise BadInput(f'out is {run.out!r:.80}: there is no folder {out.parent}')
     task, k = read_task(world, run.task), (run.episode or N) - 1
     ready(world, out)
     _, agent = load_agent(run.run, seed)
@@ -341,8 +342,8 @@ class Plot:
 def start_plot(
     run:Plot, # the options
 )->int: # exit status
-    "`ldm plot`; raises `ValueError` where no folder is named, `RunError` where one holds no finished run"
-    if not run.runs: raise ValueError('name at least one run folder, such as: ldm plot runs/gridworld-ldm')
+    "`ldm plot`; raises `BadInput` where no folder is named, `RunError` where one holds no finished run"
+    if not run.runs: raise BadInput('name at least one run folder, such as: ldm plot runs/gridworld-ldm')
     jobs = [finished(assemble(folder, device='cpu')) for folder in run.runs]
     files = [f for job in jobs for f in pictures(job)]
     if len(jobs) > 1:
@@ -365,8 +366,8 @@ class Record:
 def start_record(
     run:Record, # the options
 )->int: # exit status
-    "`ldm record`; raises `ValueError` where no folder is named, `RunError` where they do not belong together"
-    if not run.runs: raise ValueError('name at least one run folder, such as: ldm record runs/gridworld-ldm')
+    "`ldm record`; raises `BadInput` where no folder is named, `RunError` where they do not belong together"
+    if not run.runs: raise BadInput('name at least one run folder, such as: ldm record runs/gridworld-ldm')
     sys.stdout.write(f'{record(list(run.runs), run.data, run.variant or None, plain_settings)}\n')
     return 0
 
@@ -381,7 +382,7 @@ class List:
 def start_list(
     run:List, # the options
 )->int: # exit status
-    "`ldm list`; raises `ValueError` for an unknown name"
+    "`ldm list`; raises `BadInput` for an unknown name"
     cfg = preset(run.world, run.method, run.preset)
     about = sources(cfg) | {k: source for k, (_, source) in changes(run.world, run.method, run.preset).items()}
     worlds = {k: ', '.join(f'{s} {len(x.tasks)}' for s, x in make().family.splits.items() if s != 'eval')
@@ -414,15 +415,15 @@ def start_bench(
     run:Bench, # the options
     argv:list, # what follows `ldm bench`, for the record
 )->int: # exit status
-    "`ldm bench`; raises `ValueError` for unknown names and numbers that make no sense"
+    "`ldm bench`; raises `BadInput` for unknown names and numbers that make no sense"
     cfg, seeds = preset(run.world, run.method, run.preset), parse_seeds(run.seeds)
-    if not 1 <= run.iterations <= 10_000: raise ValueError(f'iterations is {run.iterations}: allowed is 1 to 10000')
+    if not 1 <= run.iterations <= 10_000: raise BadInput(f'iterations is {run.iterations}: allowed is 1 to 10000')
     method = method_of(run.world, run.method)
     processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
     faster = run.compile and can_compile(run.device, WORLDS[run.world]())
     try:
         if run.json: Path(run.json).parent.mkdir(parents=True, exist_ok=True); open(run.json, 'a').close()
-    except OSError as e: raise ValueError(f'json is {run.json!r}: cannot write there ({e.strerror})') from None
+    except OSError as e: raise BadInput(f'json is {run.json!r}: cannot write there ({e.strerror})') from None
     record = dict(world=run.world) | bench(method, cfg, WORLDS[run.world](), seeds, run.device, processes,
                                            run.iterations, faster=faster)
     command = shlex.join(['ldm', 'bench', *without(argv, '--json')])
@@ -464,8 +465,8 @@ def piece(
 def start_reproduce(
     run:Reproduce, # the options
 )->int: # exit status: 0 when all is done or time is over
-    "`ldm reproduce`; raises `ValueError` for an unknown figure, `RunError` where a record is of other settings"
-    if not 0 <= run.minutes < 1e6: raise ValueError(f'minutes is {run.minutes}: give a number from 0 (no limit) to 1e6')
+    "`ldm reproduce`; raises `BadInput` for an unknown figure, `RunError` where a record is of other settings"
+    if not 0 <= run.minutes < 1e6: raise BadInput(f'minutes is {run.minutes}: give a number from 0 (no limit) to 1e6')
     table, until = read_table(run.table), time.monotonic() + 60*run.minutes
     rows, cores = chosen(table, run.figure), set_device('cpu', run.threads, 1024)
     if run.list:
@@ -491,7 +492,7 @@ COMMANDS = dict(resume=(Resume, start_resume), check=(Check, start_check), evalu
 def dispatch(
     argv:list, # what follows `ldm`
 )->int: # exit status
-    "Run one command; raises `ValueError` for a command that does not exist, and what the command raises"
+    "Run one command; raises `BadInput` for a command that does not exist, and what the command raises"
     lines = [f'  {k:10} {c.__doc__}' for k, c in dict(train=Train, **{k: c for k, (c, _) in COMMANDS.items()}).items()]
     usage = ('usage: ldm COMMAND [options]\n\n' + '\n'.join(lines)
              + '\n\n  `ldm COMMAND --help` says more; `ldm --version` prints the version\n')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'generators', 'draw', 'draw_mask', 'noise_state', 'set_noise_state', 'tree_map', 'flat', 'nest', 'take',
-           'stack', 'lift', 'choose', 'each', 'row_sum', 'on', 'compiling', 'is_compiling', 'hot', 'read_jsonl',
-           'naming', 'append_jsonl']
+           'stack', 'lift', 'choose', 'each', 'row_sum', 'on', 'compiling', 'is_compiling', 'hot', 'one_thread', 'call',
+           'Remade', 'remade', 'read_jsonl', 'naming', 'append_jsonl']
 
 # %% ../nbs/00_core.ipynb #b6cc4d6f
 import json, math, os
@@ -45,7 +45,7 @@ def draw(
     *shape, # of one seed's block
 )->Tensor: # [S,*shape]
     "A block of standard noise, each seed's from its own generator"
-    out = torch.empty(len(gens), *shape, device=gens[0].device)
+    out = torch.empty(len(gens), *shape, dtype=torch.float32, device=gens[0].device)
     for o, g in zip(out, gens):
         getattr(o, kind + '_')(generator=g)
     return out
@@ -225,6 +225,45 @@ def hot(
         if not is_compiling(): return f(*args)
         if not fast: fast.append(torch.compile(f, dynamic=dynamic))
         return fast[0](*args)
+    return run
+
+# %% ../nbs/00_core.ipynb #00c0de02
+@contextmanager
+def one_thread():
+    "Within it torch computes with one thread, and collects gradients whatever the process has switched off; afterwards it is as before"
+    before = torch.get_num_threads()
+    if before != 1: torch.set_num_threads(1) # of this Python thread; others keep theirs
+    try:
+        with torch.enable_grad(): yield
+    finally:
+        if before != 1: torch.set_num_threads(before)
+
+# %% ../nbs/00_core.ipynb #00c0de05
+def call(
+    make, args:tuple, kw:dict, # a function; its arguments
+):
+    "What the function returns"
+    return make(*args, **kw)
+
+class Remade:
+    "Pickled as the call that made it; raises `TypeError` where it was not made by a function that is `remade`"
+    recipe = None # function, arguments, arguments by name
+    def __reduce__(self):
+        if self.recipe: return call, self.recipe
+        raise TypeError(f'this {type(self).__name__} was put together by hand, so it cannot be sent to another process or copied to a file: '
+                        'make it there, or put the function that makes it into a module and mark it with @remade')
+    def __copy__(self): return self # its parts never change
+    def __deepcopy__(self, memo): return self
+
+def remade(
+    make, # a function of a module that returns a `Remade`
+): # the same function
+    "Have what a function returns remember the call"
+    @wraps(make)
+    def run(*args, **kw):
+        out = make(*args, **kw)
+        object.__setattr__(out, 'recipe', (run, args, kw)) # frozen dataclasses too
+        return out
     return run
 
 # %% ../nbs/00_core.ipynb #8142adb5

@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from .process import BadInput
 from .core import choose
 from .tasks import World, check_task, known
 from .gridworld import EXTRAPOLATION, gridworld
@@ -42,14 +43,14 @@ def asked(
     split:str, # where tasks come from if nothing is said
     n:int, # environments
 )->tuple: # name of the split to draw from, tasks [n,D] or None
-    "What a reset is to do; raises `ValueError` where it cannot be done"
+    "What a reset is to do; raises `BadInput` where it cannot be done"
     options = dict(options or {})
     for k in options: known(k, ('task', 'split'), 'reset option')
     name = known(options.get('split', split), world.family.splits, 'split')
     if 'task' not in options: return name, None
     task = options['task']
     tasks = task if np.asarray(task, dtype=object).ndim == 2 else [task]*n
-    if len(tasks) != n: raise ValueError(f'one task or {n} of them, not {len(tasks)}')
+    if len(tasks) != n: raise BadInput(f'one task or {n} of them, not {len(tasks)}')
     return name, torch.stack([check_task(world.family, t, options.get('split', 'all')) for t in tasks])
 
 # %% ../nbs/14_envs.ipynb #1a15e33a
@@ -58,14 +59,14 @@ def checked(
     action, # [n] integers, or [n,A] finite numbers; motors are at full strength at -1 and 1
     n:int, # environments
 )->Tensor: # [n] or [n,A]
-    "`action` as a tensor; raises `ValueError` where it is none"
+    "`action` as a tensor; raises `BadInput` where it is none"
     a, A = np.asarray(action), world.n_actions
     if A: fine = a.shape == (n,) and a.dtype.kind in 'iu' and ((a >= 0) & (a < A)).all()
     else: fine = a.shape == (n, world.action_dim) and a.dtype.kind in 'iuf' and np.isfinite(a).all()
     if fine: return torch.tensor(a.astype(int if A else np.float32))
     want = f'an integer from 0 to {A-1}' if A else f'{world.action_dim} finite numbers'
     who, got = (f' for each of {n} environments', a) if n > 1 else ('', a.squeeze())
-    raise ValueError(f'an action is {want}{who}; this is {got.dtype}{list(got.shape)}: {got}')
+    raise BadInput(f'an action is {want}{who}; this is {got.dtype}{list(got.shape)}: {got}')
 
 # %% ../nbs/14_envs.ipynb #c15e55b8
 def fresh(
@@ -142,7 +143,7 @@ def seeded(
     "The generators after a reset"
     n = len(old)
     seeds = list(seed) if np.ndim(seed) else [seed if seed is None else seed + i for i in range(n)]
-    if len(seeds) != n: raise ValueError(f'one seed or {n} of them, not {len(seeds)}')
+    if len(seeds) != n: raise BadInput(f'one seed or {n} of them, not {len(seeds)}')
     return [o if s is None and o else seeding.np_random(s) for o, s in zip(old, seeds)]
 
 # %% ../nbs/14_envs.ipynb #081433e0
@@ -152,7 +153,7 @@ class Batch:
         if not isinstance(world, World): world = WORLDS[known(world, WORLDS, 'world')]()
         if limit is None: limit = world.steps
         for k, v in dict(num_envs=n, max_episode_steps=limit).items():
-            if v < 1: raise ValueError(f'{k} must be at least 1, not {v}')
+            if v < 1: raise BadInput(f'{k} must be at least 1, not {v}')
         self.modes = ['ansi', 'rgb_array'] if world.n_cells else []
         self.mode = render_mode if render_mode is None else known(render_mode, self.modes, 'render mode')
         self.n, self.trial, self.split = n, trial, known(split, world.family.splits, 'split')
@@ -201,7 +202,7 @@ class WorldVectorEnv(VectorEnv):
     ):
         self.batch = Batch(world, num_envs, trial, split, render_mode, max_episode_steps)
         mode = AutoresetMode(autoreset_mode)
-        if mode is AutoresetMode.DISABLED: raise ValueError('autoreset_mode must be NEXT_STEP or SAME_STEP')
+        if mode is AutoresetMode.DISABLED: raise BadInput('autoreset_mode must be NEXT_STEP or SAME_STEP')
         self.metadata = {**self.metadata, 'render_modes': self.batch.modes, 'autoreset_mode': mode}
         self.num_envs, self.render_mode, self.over = num_envs, render_mode, np.zeros(num_envs, bool)
         self.single_observation_space, self.single_action_space = self.batch.spaces

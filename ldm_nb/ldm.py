@@ -10,6 +10,7 @@ __all__ = ['STAGES', 'update', 'METHOD', 'LDM', 'init', 'draw_noise', 'mixture_l
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
+from .process import BadInput
 from .core import draw, each
 from .nets import gradients, leaf, norm, init_moments, adam
 from .tasks import World
@@ -41,7 +42,7 @@ class LDM:
     def __post_init__(self):
         normal_workers(self)
         if self.imagined_rewards in ('one-goal', 'any-goal') and self.imagined_task != 'fixed':
-            raise ValueError(f'imagined_rewards is {self.imagined_rewards}: a goal has to stay, set imagined_task to fixed')
+            raise BadInput(f'imagined_rewards is {self.imagined_rewards}: a goal has to stay, set imagined_task to fixed')
 
     normal = property(normal_workers) # n
 

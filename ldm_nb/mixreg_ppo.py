@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import Tensor
+from .process import BadInput
 from .tasks import World
 from .encoder import EncoderSize
 from .policy import PolicySize
@@ -35,7 +36,7 @@ class MixregPPO:
     mixing:Mixing = Mixing() # the mixture of tasks
 
     def __post_init__(self):
-        if self.mixing.mixed_at != 'inputs': raise ValueError(f'mixed_at is {self.mixing.mixed_at}: here only inputs are mixed')
+        if self.mixing.mixed_at != 'inputs': raise BadInput(f'mixed_at is {self.mixing.mixed_at}: here only inputs are mixed')
 
 # %% ../nbs/77_mixreg_ppo.ipynb #610feaf1
 def weights_along(

@@ -10,6 +10,7 @@ __all__ = ['Mixture', 'normal_workers', 'weight_dims', 'mixture_weights', 'mix',
 from dataclasses import dataclass
 import torch
 from torch import Tensor
+from .process import BadInput
 from .core import draw, draw_mask, each
 from .tasks import World
 from .belief import VAE, decode_naive, decode_pairs
@@ -29,9 +30,9 @@ class Mixture:
 def normal_workers(
     cfg, # a method's settings with `workers` and `mixture`
 )->int: # n
-    "The workers that see true rewards; raises `ValueError` where none is left"
+    "The workers that see true rewards; raises `BadInput` where none is left"
     M, B = cfg.mixture.mixture_workers, cfg.workers
-    if not 0 <= M < B: raise ValueError(f'mixture_workers is {M}: it must leave at least one of the {B} workers normal')
+    if not 0 <= M < B: raise BadInput(f'mixture_workers is {M}: it must leave at least one of the {B} workers normal')
     return B - M
 
 def weight_dims(

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Annulus
 from PIL import Image
+from .process import BadInput
 from .core import draw, generators
 from .tasks import World, check_task
 from .locomotion import ANT, CHEETAH, DIRECTION, GOAL, VELOCITY, RADII, DT, Body, engine, load, parts
@@ -455,17 +456,17 @@ WRITERS = {'.gif': write_gif, '.mp4': write_mp4}
 def check_file(
     file, # where a film is to go
 )->Path:
-    "The file's path; raises `ValueError` where its name ends in neither .gif nor .mp4"
+    "The file's path; raises `BadInput` where its name ends in neither .gif nor .mp4"
     if Path(file).suffix.lower() in WRITERS: return Path(file)
-    raise ValueError(f"out is {str(file)!r:.80}: its name must end in {' or '.join(WRITERS)}")
+    raise BadInput(f"out is {str(file)!r:.80}: its name must end in {' or '.join(WRITERS)}")
 
 # %% ../nbs/64_motion.ipynb #64a0004b
 def ready(
     world:World, # to be filmed
     file, # where to
 )->Callable: # images, pictures a second, file -> None
-    "Who writes the film; raises `Unable` or `ValueError` if it cannot be made, before a minute's work"
-    if not view(world) and world.places is None: raise ValueError(f'there is no picture of {world.family.name}')
+    "Who writes the film; raises `Unable` or `BadInput` if it cannot be made, before a minute's work"
+    if not view(world) and world.places is None: raise BadInput(f'there is no picture of {world.family.name}')
     write = WRITERS[check_file(file).suffix.lower()]
     if view(world):
         try: engine()
@@ -492,7 +493,7 @@ def read_task(
     world:World, # whose task it is
     text:str, # numbers; empty: the first test task
 )->Tensor: # [D]
-    """The task a person wrote; raises `ValueError` where it is malformed or no task of the world
+    """The task a person wrote; raises `BadInput` where it is malformed or no task of the world
 
     ```python
     >>> from ldm_nb.locomotion import ant_direction
@@ -506,7 +507,7 @@ def read_task(
     try: numbers = [float(x) for x in text.split(',')]
     except ValueError: numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f'task is {text!r:.80}: write its numbers with commas between, {", ".join(family.columns)}')
+        raise BadInput(f'task is {text!r:.80}: write its numbers with commas between, {", ".join(family.columns)}')
     fixed = family.splits['eval'].tasks
     if len(numbers) == fixed.shape[1]:
         far = (fixed - torch.tensor(numbers)).abs().amax(1)

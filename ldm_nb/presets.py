@@ -12,6 +12,7 @@ __all__ = ['ROBOTS', 'WORLDS', 'METHODS', 'PRESETS', 'PAIRS', 'CHANGES', 'HERE',
 # %% ../nbs/90_presets.ipynb #f5e886b8
 import inspect, json, math, re
 from dataclasses import dataclass, fields, is_dataclass, replace
+from .process import BadInput
 from . import rl2, varibad, ldm, mixreg, rl2_ppo, varibad_ppo, ldm_ppo, mixreg_ppo
 from .tasks import World, known
 from .gridworld import GRIDWORLD, EXTRAPOLATION, gridworld
@@ -47,7 +48,7 @@ PRESETS = ('paper', 'release', 'reduced', 'quick', 'one-goal')
 def method_of(
     world:str, method:str, # one of WORLDS; one of METHODS
 )->Method:
-    "A method in the form that a world needs; raises `ValueError` with the nearest name for an unknown one"
+    "A method in the form that a world needs; raises `BadInput` with the nearest name for an unknown one"
     e = METHODS[known(method, METHODS, 'method')]
     return e.ppo if known(world, WORLDS, 'world') in ROBOTS else e.method
 
@@ -62,7 +63,7 @@ def override(
     cfg, # a dataclass of settings
     **values, # field name -> value
 ): # the same with those fields changed
-    """Settings with some fields changed, wherever they are nested; raises `ValueError` for an unknown name
+    """Settings with some fields changed, wherever they are nested; raises `BadInput` for an unknown name
 
     ```python
     >>> override(ldm.LDM(), beta=2.).mixture.beta
@@ -152,7 +153,7 @@ def presets_of(
 def changes(
     world:str, method:str, name:str, # as in `preset`
 )->dict: # setting -> value and where it comes from
-    "What world and preset change in a method's defaults; raises `ValueError` with the nearest name for an unknown one"
+    "What world and preset change in a method's defaults; raises `BadInput` with the nearest name for an unknown one"
     mine, entry = settings(method_of(world, method).config()), METHODS[method]
     known(name, presets_of(world), 'preset')
     out = robot_changes(world, method, name) if world in ROBOTS else dict(CHANGES[name])
@@ -183,7 +184,7 @@ def preset(
     method:str, # one of METHODS
     name:str='paper', # one of PRESETS
 ): # settings of the method
-    "The settings of a method on a world; raises `ValueError` with the nearest name for one that does not exist"
+    "The settings of a method on a world; raises `BadInput` with the nearest name for one that does not exist"
     values = {k: v for k, (v, _) in changes(world, method, name).items()}
     return override(method_of(world, method).config(), **values)
 
@@ -207,31 +208,31 @@ def check(
     cfg, # settings of a method
     world:World, # whose tasks bound `posteriors` and `transitions`
 ): # the same settings
-    "`cfg` itself; raises `ValueError` naming the setting, its value and what is allowed"
+    "`cfg` itself; raises `BadInput` naming the setting, its value and what is allowed"
     for k, v in settings(cfg).items():
         if k in CHOICES and v not in CHOICES[k]: known(v, CHOICES[k], f'choice for {k}')
         if isinstance(v, (bool, str)): continue
         low, high = RANGES.get(k, (1, 65536))
-        if v == (): raise ValueError(f'{k} is empty: give at least one size')
+        if v == (): raise BadInput(f'{k} is empty: give at least one size')
         for x in v if isinstance(v, tuple) else (v,):
-            if not low <= x <= high: raise ValueError(f'{k} is {v!r:.60}: allowed is {low} to {high}')
+            if not low <= x <= high: raise BadInput(f'{k} is {v!r:.60}: allowed is {low} to {high}')
     s, name = settings(cfg), world.family.name
     if not world.n_actions: check_robot(s, world)
     elif s.get('decoder_inputs') == 'transition':
-        raise ValueError(f'decoder_inputs is transition: in {name} a reward is of a place, leave it next-state')
+        raise BadInput(f'decoder_inputs is transition: in {name} a reward is of a place, leave it next-state')
     if s.get('counted') == 'places':
-        if world.distinct is None: raise ValueError(f'counted is places: {name} has none that a task returns to')
+        if world.distinct is None: raise BadInput(f'counted is places: {name} has none that a task returns to')
         if s['transitions'] or s['decoder'] == 'multi-head':
-            raise ValueError('counted is places: that needs a single-head decoder and all transitions (0)')
+            raise BadInput('counted is places: that needs a single-head decoder and all transitions (0)')
     if s.get('decoder') == 'multi-head':
-        if s.get('mixture_workers'): raise ValueError('decoder is multi-head: imaginary rewards need a single-head one')
+        if s.get('mixture_workers'): raise BadInput('decoder is multi-head: imaginary rewards need a single-head one')
         for k in ('p_drop', 'transitions'):
-            if s[k]: raise ValueError(f'{k} is {s[k]}: it has no effect on a multi-head decoder, leave it 0')
+            if s[k]: raise BadInput(f'{k} is {s[k]}: it has no effect on a multi-head decoder, leave it 0')
     for k, most in dict(posteriors=world.steps + 1, transitions=world.steps).items():
         if s.get(k, 0) > most:
-            raise ValueError(f'{k} is {s[k]}: a task of {name} has only {most} (0 means all of them)')
+            raise BadInput(f'{k} is {s[k]}: a task of {name} has only {most} (0 means all of them)')
     if s.get('buffer_size', 1 << 40) < s['workers']:
-        raise ValueError(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
+        raise BadInput(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
     return cfg
 
 def check_robot(
@@ -239,21 +240,21 @@ def check_robot(
 )->None:
     "The same for what only such worlds have"
     try: load(view(world).body)
-    except (ImportError, FileNotFoundError) as e: raise ValueError(str(e)) from e
+    except (ImportError, FileNotFoundError) as e: raise BadInput(str(e)) from e
     if s['contact_forces'] and view(world).body == CHEETAH:
-        raise ValueError(f'contact_forces is True: {world.family.name} neither shows them nor has a price for them')
+        raise BadInput(f'contact_forces is True: {world.family.name} neither shows them nor has a price for them')
     T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
-    if T < world.horizon: raise ValueError(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
-    if T*B % k: raise ValueError(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
-    if s.get('decoder') == 'multi-head': raise ValueError(f'decoder is multi-head: {world.family.name} has no cells')
+    if T < world.horizon: raise BadInput(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
+    if T*B % k: raise BadInput(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
+    if s.get('decoder') == 'multi-head': raise BadInput(f'decoder is multi-head: {world.family.name} has no cells')
     if s.get('decoder_inputs') == 'transition' and not s['action_embedding']:
-        raise ValueError('action_embedding is 0: the decoder reads actions too, give it at least 1')
+        raise BadInput('action_embedding is 0: the decoder reads actions too, give it at least 1')
 
 # %% ../nbs/90_presets.ipynb #d53cac05
 def parse_seeds(
     text:str, # as in the examples
 )->list: # different integers
-    """The seeds a person wrote; raises `ValueError` where they make no sense
+    """The seeds a person wrote; raises `BadInput` where they make no sense
 
     ```python
     >>> parse_seeds('0:4'), parse_seeds('3,7'), parse_seeds('5')
@@ -263,17 +264,17 @@ def parse_seeds(
     """
     if m := re.fullmatch(r'(\d+):(\d+)', text.strip()): seeds = list(range(int(m[1]), int(m[2])))
     elif re.fullmatch(r'\d+(,\d+)*', text.strip()): seeds = [int(x) for x in text.split(',')]
-    else: raise ValueError(f'seeds are {text!r}: write 0:8 (eight of them), 3,7 (these two) or 5 (one)')
-    if not seeds: raise ValueError(f'seeds are {text!r}: that is an empty range')
-    if len(set(seeds)) < len(seeds): raise ValueError(f'seeds are {text!r}: one stands there twice')
+    else: raise BadInput(f'seeds are {text!r}: write 0:8 (eight of them), 3,7 (these two) or 5 (one)')
+    if not seeds: raise BadInput(f'seeds are {text!r}: that is an empty range')
+    if len(set(seeds)) < len(seeds): raise BadInput(f'seeds are {text!r}: one stands there twice')
     if len(seeds) > 1024 or max(seeds) >= 2**31:
-        raise ValueError(f'seeds are {text!r}: at most 1024 of them, each below 2**31')
+        raise BadInput(f'seeds are {text!r}: at most 1024 of them, each below 2**31')
     return seeds
 
 def parse_frames(
     text, # as in the example, or a number
 )->int: # rounded up
-    """A number of frames, as `1e7` or `192000`; raises `ValueError` unless it is positive and finite
+    """A number of frames, as `1e7` or `192000`; raises `BadInput` unless it is positive and finite
 
     ```python
     >>> parse_frames('1e7')
@@ -283,7 +284,7 @@ def parse_frames(
     """
     try: x = float(text)
     except (TypeError, ValueError): x = math.nan
-    if not 1 <= x <= 1e12: raise ValueError(f'frames are {text!r}: write a number from 1 to 1e12, such as 1e7')
+    if not 1 <= x <= 1e12: raise BadInput(f'frames are {text!r}: write a number from 1 to 1e12, such as 1e7')
     return math.ceil(x)
 
 # %% ../nbs/90_presets.ipynb #ea39c739
@@ -326,16 +327,16 @@ KINDS = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a wo
 def fit(
     info:dict, # content of a config.json
 )->dict: # its settings, as `override` wants them
-    "Raises `ValueError` naming the first entry or setting that is missing or wrong, its value and what is allowed"
+    "Raises `BadInput` naming the first entry or setting that is missing or wrong, its value and what is allowed"
     for k, (ok, allowed) in FIELDS.items():
-        if k in info and not ok(info[k]): raise ValueError(f'{k} is {info[k]!r:.60}: allowed is {allowed}')
-        if k not in info and k not in OPTIONAL: raise ValueError(f'{k} is missing: allowed is {allowed}')
+        if k in info and not ok(info[k]): raise BadInput(f'{k} is {info[k]!r:.60}: allowed is {allowed}')
+        if k not in info and k not in OPTIONAL: raise BadInput(f'{k} is missing: allowed is {allowed}')
     default, out = settings(preset(info['world'], info['method'])), {}
     for k, v in info['config'].items():
         kind = type(default[known(k, default, 'setting')])
         if kind is tuple and isinstance(v, (list, tuple)) and all(type(x) is int for x in v): out[k] = tuple(v)
         elif kind is not tuple and type(v) in ((int, float) if kind is float else (kind,)): out[k] = v
-        else: raise ValueError(f'{k} is {v!r:.60}: allowed is {KINDS[kind]}')
+        else: raise BadInput(f'{k} is {v!r:.60}: allowed is {KINDS[kind]}')
     return out
 
 # %% ../nbs/90_presets.ipynb #8f8eac6d
@@ -352,7 +353,7 @@ def assemble(
         world = world_of(info['world'], cfg)
         check(cfg, world)
         chunk = frames_of(cfg, world)
-        if info['frames'] % chunk: raise ValueError(f"frames is {info['frames']}: allowed is a multiple of {chunk}")
+        if info['frames'] % chunk: raise BadInput(f"frames is {info['frames']}: allowed is a multiple of {chunk}")
         return job(folder, info, world, method_of(info['world'], info['method']), cfg)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         blameless = isinstance(e.__cause__, (ImportError, FileNotFoundError)) # MuJoCo or a model is missing

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from .process import BadInput
 from .core import flat, generators, nest, tree_map
 from .tasks import known
 from .trainer import Progress, frames_of, iterate
@@ -45,14 +46,14 @@ def parse_settings(
     text:str, # such as 'weights=per-dimension kl_weight=1'
     cfg, # settings of the method, whose types decide
 )->dict: # name -> value
-    "Changed settings; raises `ValueError` for an unknown name or a value of another type"
+    "Changed settings; raises `BadInput` for an unknown name or a value of another type"
     out, now = {}, settings(cfg)
     for word in text.split():
         k, _, v = word.partition('=')
         kind = type(now[known(k, now, 'setting')])
         try: out[k] = {'True': True, 'False': False}[v] if kind is bool else kind(v)
         except (KeyError, ValueError, TypeError):
-            raise ValueError(f'{k} is {v!r}: it must be a {kind.__name__}') from None
+            raise BadInput(f'{k} is {v!r}: it must be a {kind.__name__}') from None
     return out
 
 # %% ../nbs/92_reproduce.ipynb #92a0000a
@@ -61,7 +62,7 @@ COLUMNS = ('figure', 'world', 'method', 'preset', 'variant', 'settings', 'seeds'
 def config(
     e:Experiment, # a row
 ): # settings of its method
-    "The preset with the row's changes; raises `ValueError` where they are out of range"
+    "The preset with the row's changes; raises `BadInput` where they are out of range"
     cfg = override(preset(e.world, e.method, e.preset), **e.settings)
     return check(cfg, world_of(e.world, cfg))
 
@@ -75,12 +76,12 @@ def of(
 def read_table(
     path, # a CSV file with COLUMNS
 )->list: # of Experiment, in the order of the file
-    "The experiments; raises `ValueError` naming the line and what is wrong in it, `RunError` where there is no file"
+    "The experiments; raises `BadInput` naming the line and what is wrong in it, `RunError` where there is no file"
     try: text = Path(path).read_text(encoding='utf-8')
     except OSError:
         raise RunError(f'there is no table {path}: run this in a clone of the repository, or give --table') from None
     rows, out, seen = csv.DictReader(text.splitlines()), [], {}
-    if tuple(rows.fieldnames or ()) != COLUMNS: raise ValueError(f'{path}: its first line must be {",".join(COLUMNS)}')
+    if tuple(rows.fieldnames or ()) != COLUMNS: raise BadInput(f'{path}: its first line must be {",".join(COLUMNS)}')
     for i, r in enumerate(rows, 2):
         try:
             for k, names in dict(world=WORLDS, method=METHODS, preset=PRESETS).items(): known(r[k], names, k)
@@ -88,8 +89,8 @@ def read_table(
             if r['variant']: check_name(r['variant'])
             e = Experiment(**dict(r, settings=changed, seeds=parse_seeds(r['seeds']), frames=parse_frames(r['frames'])))
             if seen.setdefault(e.name, settings(config(e))) != settings(config(e)):
-                raise ValueError(f'the record {e.name} has other settings in a line before: give it another variant')
-        except (ValueError, TypeError) as error: raise ValueError(f'{path}, line {i}: {error}') from None
+                raise BadInput(f'the record {e.name} has other settings in a line before: give it another variant')
+        except (ValueError, TypeError) as error: raise BadInput(f'{path}, line {i}: {error}') from None
         out.append(e)
     return out
 
@@ -208,7 +209,7 @@ def train_row(
 def chosen(
     table:list, figure:str, # of `read_table`; a figure of it, or 'all'
 )->list: # of Experiment
-    "The rows of a figure; raises `ValueError` with the nearest name for an unknown one"
+    "The rows of a figure; raises `BadInput` with the nearest name for an unknown one"
     known(figure, ['all', *dict.fromkeys(e.figure for e in table)], 'figure')
     return [e for e in table if figure in ('all', e.figure)]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from importlib.metadata import version, PackageNotFoundError
 import torch
 from safetensors.torch import load, save
+from .process import BadInput
 from .core import (flat, nest, take, tree_map, generators, noise_state, set_noise_state, read_jsonl,
     append_jsonl, naming)
 from .trainer import Progress
@@ -422,9 +423,9 @@ def curves(
 
 # %% ../nbs/52_runs.ipynb #e089d57d
 def check_name(name:str)->str: # the same name
-    "A name that may become part of a file's; raises `ValueError` for any other"
+    "A name that may become part of a file's; raises `BadInput` for any other"
     if re.fullmatch(r'[\w.-]+', name) and '..' not in name: return name
-    raise ValueError(f'variant is {name!r}: use letters, digits, dots and hyphens')
+    raise BadInput(f'variant is {name!r}: use letters, digits, dots and hyphens')
 
 def record(
     folders:list, # run folders of one world and method

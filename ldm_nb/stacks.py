@@ -10,6 +10,7 @@ import shutil, sys
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from .process import BadInput
 from .core import append_jsonl
 from .trainer import Diverged
 from .jobs import Job, execute, restore, way_on
@@ -54,7 +55,7 @@ def steps(
     add:list=(), # seeds that are to be in it; those that are there stay
     out:list=(), # seeds of it that are to leave
 )->list: # the seeds after each change, in order
-    """Changes that do what is asked for; raises `ValueError` where that makes no sense
+    """Changes that do what is asked for; raises `BadInput` where that makes no sense
 
     ```python
     >>> steps([0, 1, 2], None, [2, 3], [0])
@@ -65,11 +66,11 @@ def steps(
     ```
     """
     there = [*(stopped or have), *(s for s in have if stopped and s not in stopped)]
-    if both := [s for s in add if s in out]: raise ValueError(f'without and seeds both name {both}: choose one')
-    if none := [s for s in out if s not in there]: raise ValueError(f'without names {none}, but the run has {there}')
+    if both := [s for s in add if s in out]: raise BadInput(f'without and seeds both name {both}: choose one')
+    if none := [s for s in out if s not in there]: raise BadInput(f'without names {none}, but the run has {there}')
     first = [s for s in stopped or have if s not in out]
     last = [*first, *(s for s in add if s not in first)]
-    if not last: raise ValueError(f'without names {out}, all seeds of the run: it would be left with none')
+    if not last: raise BadInput(f'without names {out}, all seeds of the run: it would be left with none')
     return [x for x in ([first, last] if stopped and last != first else [last]) if stopped or x != have]
 
 # %% ../nbs/66_stacks.ipynb #57ac000e

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import difflib
 import torch
 from torch import Tensor
+from .process import BadInput
 from .core import on
 
 # %% ../nbs/10_tasks.ipynb #1366e10e
@@ -42,7 +43,7 @@ def finite(
 # %% ../nbs/10_tasks.ipynb #4117514e
 @dataclass(frozen=True)
 class Family:
-    """Named splits of one set of tasks; raises `ValueError` where splits declared disjoint share a task
+    """Named splits of one set of tasks; raises `BadInput` where splits declared disjoint share a task
 
     ```python
     >>> near, far = finite(torch.tensor([[1.]])), finite(torch.tensor([[9.]]))
@@ -60,7 +61,7 @@ class Family:
         for a, b in self.disjoint:
             shared = self.splits[b].tasks[self.splits[a].contains(self.splits[b].tasks)]
             if len(shared):
-                raise ValueError(f'{self.name}: splits {a!r} and {b!r} must be disjoint '
+                raise BadInput(f'{self.name}: splits {a!r} and {b!r} must be disjoint '
                                  f'but share the tasks {shared.tolist()}')
 
 # %% ../nbs/10_tasks.ipynb #b236b1cd
@@ -69,7 +70,7 @@ def known(
     names, # what exists
     what:str, # what it is, for the message
 )->str:
-    """`name` if it is one of `names`; else raises a `ValueError` that names the nearest one
+    """`name` if it is one of `names`; else raises a `BadInput` that names the nearest one
 
     ```python
     >>> known('test', ['train', 'test'], 'split')
@@ -81,7 +82,7 @@ def known(
     if name in names: return name
     near = difflib.get_close_matches(str(name), names, 1, .4)
     guess = f'; did you mean {near[0]!r}?' if near else ''
-    raise ValueError(f'no {what} is called {name!r}{guess} (there are: {", ".join(names)})')
+    raise BadInput(f'no {what} is called {name!r}{guess} (there are: {", ".join(names)})')
 
 # %% ../nbs/10_tasks.ipynb #73a17394
 def check_task(
@@ -89,15 +90,15 @@ def check_task(
     task, # D numbers
     split:str='all', # the split it must belong to
 )->Tensor: # [D]
-    "`task` as a tensor; raises `ValueError` where it is malformed or outside of the split"
+    "`task` as a tensor; raises `BadInput` where it is malformed or outside of the split"
     s, D, cols = family.splits[known(split, family.splits, 'split')], len(family.columns), family.columns
     try: t = torch.as_tensor(task, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'a task of {family.name} is {cols}, not {task!r}') from None
+        raise BadInput(f'a task of {family.name} is {cols}, not {task!r}') from None
     if t.shape != s.tasks.shape[1:]:
         got = f'{t.numel()}' if t.dim() < 2 else f'a list of lists of the shape {tuple(t.shape)}'
-        raise ValueError(f"a task of {family.name} has {D} numbers, {', '.join(cols)}; not {got}")
-    if not s.contains(t): raise ValueError(f'{family.name} has no task {[float(f"{x:.6g}") for x in t]} in split {split!r}')
+        raise BadInput(f"a task of {family.name} has {D} numbers, {', '.join(cols)}; not {got}")
+    if not s.contains(t): raise BadInput(f'{family.name} has no task {[float(f"{x:.6g}") for x in t]} in split {split!r}')
     return t
 
 # %% ../nbs/10_tasks.ipynb #c60169c5

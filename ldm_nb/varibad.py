@@ -8,6 +8,7 @@ __all__ = ['METHOD', 'one_latent', 'VariBAD', 'init', 'draw_noise', 'joint_step'
 # %% ../nbs/71_varibad.ipynb #fe1f2706
 from dataclasses import dataclass
 from torch import Tensor
+from .process import BadInput
 from .nets import gradients, leaf, clip, norm, init_moments, adam, rmsprop
 from .tasks import World
 from .encoder import EncoderSize, encode
@@ -24,9 +25,9 @@ from .rl2 import agent, rollout_noise, collect, replay, rollout_losses, with_mea
 def one_latent(
     cfg, # a method's settings with `policy` and `vae`
 )->None:
-    "Raises `ValueError` where the policy's latent and the belief's have different sizes"
+    "Raises `BadInput` where the policy's latent and the belief's have different sizes"
     D, L = cfg.policy.policy_latent, cfg.vae.latent
-    if D != L: raise ValueError(f'policy_latent is {D}, latent is {L}: they are one latent here, give both one size')
+    if D != L: raise BadInput(f'policy_latent is {D}, latent is {L}: they are one latent here, give both one size')
 
 @dataclass(frozen=True)
 class VariBAD:
@@ -40,7 +41,7 @@ class VariBAD:
     vae:VAE = VAE(decoder='multi-head', p_drop=0., vae_updates=1, kl_weight=1.) # release: variBAD, grid
 
     def __post_init__(self):
-        if (U := self.vae.vae_updates) != 1: raise ValueError(f'vae_updates is {U}: variBAD takes one joint step an iteration')
+        if (U := self.vae.vae_updates) != 1: raise BadInput(f'vae_updates is {U}: variBAD takes one joint step an iteration')
         one_latent(self)
 
 # %% ../nbs/71_varibad.ipynb #b23134b6

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import Tensor
+from .process import BadInput
 from .core import choose
 from .nets import gradients, leaf, norm, init_moments, adam
 from .tasks import World
@@ -46,7 +47,7 @@ class VariBADPPO:
     def __post_init__(self):
         one_latent(self)
         if (lr := self.ppo.encoder_lr) != PPO().encoder_lr:
-            raise ValueError(f'encoder_lr is {lr}: set vae_lr, here the ELBO alone trains the encoder')
+            raise BadInput(f'encoder_lr is {lr}: set vae_lr, here the ELBO alone trains the encoder')
 
 # %% ../nbs/75_varibad_ppo.ipynb #fa49e81a
 BELIEF = 'encoder', 'decoder'
