@@ -6,6 +6,7 @@
 __all__ = ['room', 'asleep', 'Duet']
 
 # %% ../nbs/55_duet.ipynb #55de0004
+from contextlib import suppress
 import torch
 from .core import choose, noise_state, set_noise_state, tree_map
 from .tasks import World
@@ -50,12 +51,12 @@ def asleep(
 class Duet:
     "Training of a stack by two processes; a `with` statement ends the second"
     def __init__(self, method:Method, cfg, world:World, gens:dict, progress:Progress): # as `train`'s
-        self.method, self.cfg, self.world, self.gens = method, cfg, world, gens
-        self.name = method.duet[2]
+        self.method, self.cfg, self.world, self.gens, self.name = method, cfg, world, gens, method.duet[2]
         self.act, = (f for k, f in method.stages.items() if k != self.name)
         progress.state = tree_map(shared, progress.state)
         self.home = {k: progress.state[k][self.name] for k in ('params', 'opt')}
-        self.acting = {k: v for k, v in progress.state['params'].items() if k != self.name}
+        self.acting = {k: v for k, v in progress.state['params'].items() if k != self.name} # written to, unlike the state's:
+        progress.state['params'] = progress.state['params'] | tree_map(torch.clone, self.acting)
         apart = {k: [torch.Generator().set_state(g.get_state()) for g in gs] for k, gs in gens.items()}
         self.ahead(progress.state, progress.iteration)
         self.real = Traj(*map(shared, self.lived))
@@ -80,7 +81,7 @@ class Duet:
         new, metrics = self.act(self.cfg, self.world, progress.state, traj, self.noise, progress.iteration)
         self.ahead(new, progress.iteration + 1)
         metrics |= {k: torch.tensor(v) for k, v in heard(self.line).items()}
-        accept(progress, new, metrics)
+        accept(progress, new, metrics, traj)
         return metrics
 
     def fetch(self, progress:Progress)->None:
@@ -94,5 +95,6 @@ class Duet:
     def __enter__(self): return self
     def __exit__(self, kind, *error):
         if kind: self.other.kill()
+        with suppress(OSError): self.line.send(None)
         self.line.close()
         self.other.join()
