@@ -6,9 +6,11 @@
 __all__ = ['VERDICTS', 'BAD', 'verdict', 'look_at_seed', 'look_at_lines', 'examine', 'tally', 'recovery']
 
 # %% ../nbs/57_faults.ipynb #fa170004
+import json, re
 from contextlib import suppress
 from pathlib import Path
-from .runs import (RunError, Damaged, Newer, checkpoints, lines, measured, read_config, read_seed, seal_of, unseal)
+from .process import RunError, Damaged, Newer, command
+from .runs import at, checkpoints, disorder, lines, measured, read_config, read_seed, seal_of, unseal
 
 # %% ../nbs/57_faults.ipynb #fa170007
 VERDICTS = dict(
@@ -36,6 +38,8 @@ def look_at_seed(
 ): # verdict, what there is to say
     "A seed's part of a checkpoint"
     _, about = read_seed(path)
+    if path.name != f"seed-{about['seed']}.pt": return 'unfit', f"it is of seed {about['seed']}"
+    if about['iteration'] != at(path.parent): return 'unfit', f"it is of iteration {about['iteration']}"
     seal, said = about.get('measured'), f"seed {about['seed']} after {about['iteration']} iterations"
     if about.get('frozen'): said += f", frozen: {about['frozen']['term']}"
     if not seal: return 'unsealed', said
@@ -48,11 +52,8 @@ def look_at_lines(
     seeds:list=None, # those that must have been measured; None: none need
 ): # verdict, what there is to say
     "Every line, and whether evaluations are missing or stand there twice; raises `Damaged` where one cannot be read"
-    rows = lines(path)
-    for s in seeds or []:
-        frames, first = ([r['frames'] for r in rows if r.get('seed') == x] for x in (s, seeds[0]))
-        if frames != sorted(set(frames)): return 'unfit', f'evaluations of seed {s} are out of order'
-        if frames != first: return 'unfit', f'seeds {seeds[0]} and {s} have different evaluations'
+    rows = lines(path, ('seconds',) if path.name == 'timing.jsonl' else ('seed',))
+    if seeds and (wrong := disorder(measured(path.parent), seeds)): return 'unfit', wrong
     torn = bool(data := Path(path).read_bytes()) and not data.endswith(b'\n')
     return 'whole', f'{len(rows)} lines' + ', and a torn one, which is dropped when the run goes on'*torn
 
@@ -64,9 +65,9 @@ def examine(
     if not (folder/'config.json').exists() and not checkpoints(folder): read_config(folder)
     def config():
         nonlocal seeds
-        seeds = read_config(folder).get('seeds')
-        if not isinstance(seeds, list): seeds = None
-        return 'whole', f'{len(seeds or [])} seeds'
+        seeds = read_config(folder)['seeds']
+        sealed = 'sha256' in json.loads((folder/'config.json').read_text(encoding='utf-8'))
+        return 'whole' if sealed else 'unsealed', f'{len(seeds)} seeds'
     out = [verdict(folder, folder/'config.json', config)]
     for name, want in (('metrics.jsonl', seeds), ('timing.jsonl', None)):
         if (path := folder/name).exists(): out.append(verdict(folder, path, lambda: look_at_lines(path, want)))
@@ -74,6 +75,8 @@ def examine(
     for c in checkpoints(folder):
         names = {f'seed-{s}.pt' for s in seeds} if seeds else {p.name for p in c.glob('seed-*.pt')}
         out += [verdict(folder, c/n, lambda: look_at_seed(c/n, rows)) for n in sorted(names)]
+    strange = [p for p in folder.glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', p.name) and not p.is_dir()]
+    out += [(p.name, 'damaged', 'a file, where a checkpoint is a folder') for p in strange]
     path = folder/'weights.safetensors'
     def weights(): return 'whole', f"{unseal(path)[1]['frames']:,} frames a seed"
     if path.exists(): out.append(verdict(folder, path, weights))
@@ -98,21 +101,14 @@ def tally(
 def recovery(
     folder, # of a run
     found:list, # of `examine`
+    prospects:list=(), # what a resume and an evaluation would do, asked of them; none where config.json cannot be used
 )->str: # a line or two
     "What a run folder still holds, and what to do"
     state, parts = {n: v for n, v, _ in found}, {}
     for n, v in state.items():
         if n.startswith('checkpoint-'): parts.setdefault(n.split('/')[0], set()).add(v)
-    good = [c for c, words in parts.items() if not words & set(BAD)]
-    bare = [c for c, words in parts.items() if not words & {'damaged', 'later'}]
-    config, weights = state['config.json'] == 'whole', state.get('weights.safetensors') in ('whole', 'unsealed')
-    go, readable = f'ldm resume {folder}', state.get('metrics.jsonl') not in ('damaged', 'later')
-    if not config or not readable:
-        first = ' and '.join([*['config.json is right']*(not config), *['that line is out of metrics.jsonl']*(not readable)])
-        said = f"{(good or bare)[-1]} is whole: {go} goes on once {first}" if good or bare else ''
-    elif good: said = f'{go} goes on from {good[-1]}'
-    elif not parts: said = '' if weights else f'{go} begins again: there is no checkpoint'
-    elif bare: said = f'{go} goes on from {bare[-1]}, but evaluations of before are lost'
-    else: said = 'no checkpoint can be used'
-    still = 'weights.safetensors is whole' + ': ldm evaluate still works'*config
-    return '; '.join(filter(None, [tally(state), said, still if weights else '']))
+    good = [c for c, words in parts.items() if not words & {'damaged', 'later'}]
+    if not prospects:
+        prospects = [f"{good[-1]} is whole: {command('resume', folder)} goes on once config.json is right"]*bool(good)
+        prospects += ['weights.safetensors is whole']*(state.get('weights.safetensors') in ('whole', 'unsealed'))
+    return '; '.join([tally(state), *prospects])

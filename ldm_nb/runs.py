@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'FIELDS', 'OPTIONAL', 'CURVES', 'flush', 'write_file', 'drop', 'write_json', 'versions',
            'commit', 'gpu', 'machine', 'check_format', 'whole_number', 'list_of', 'a_word', 'a_number', 'a_seed',
-           'a_segment', 'is_name', 'check_config', 'checksum', 'write_config', 'read_config', 'Exists', 'empty_or',
-           'begun', 'create', 'sealed', 'header', 'unseal', 'lines', 'measured', 'timings', 'seal_of', 'disorder',
-           'seed_file', 'save_checkpoint', 'at', 'checkpoints', 'thin', 'mend', 'go_on_with_noise', 'read_seed',
-           'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments', 'check_lines',
-           'curves', 'check_name', 'read_records', 'belong_together', 'record']
+           'a_segment', 'is_name', 'check_config', 'new_config', 'checksum', 'write_config', 'read_config', 'Exists',
+           'empty_or', 'begun', 'create', 'sealed', 'header', 'unseal', 'lines', 'measured', 'timings', 'seal_of',
+           'disorder', 'seed_file', 'save_checkpoint', 'at', 'checkpoints', 'thin', 'mend', 'go_on_with_noise',
+           'read_seed', 'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments',
+           'check_lines', 'curves', 'check_name', 'read_records', 'belong_together', 'record']
 
 # %% ../nbs/52_runs.ipynb #44580969
 import gzip, io, json, math, os, platform, re, secrets, shutil, subprocess, zlib
@@ -77,12 +77,13 @@ def versions()->dict: # package -> version, None where it is not installed
 
 def commit()->str: # 40 hex digits, perhaps `+`
     "The commit of the source tree this package runs from, with `+` if it was edited since; None outside of one"
-    here = dict(cwd=Path(__file__).parent, capture_output=True, check=True)
-    def git(*a): return subprocess.run(['git', *a], **here).stdout.decode(errors='replace').strip()
+    def git(*a):
+        done = subprocess.run(['git', *a], cwd=Path(__file__).parent, capture_output=True, check=True)
+        return done.stdout.decode(errors='replace').strip()
     try:
         git('ls-files', '--error-unmatch', Path(__file__).name) # not a copy that lies in somebody else's tree
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
-    except (OSError, subprocess.CalledProcessError): return None
+    except (OSError, subprocess.CalledProcessError, NameError): return None # NameError: defined in a notebook
 
 def gpu()->str: # None where there is none
     "The accelerator's name, found out without touching it: a process that has touched one cannot fork any more"
@@ -151,6 +152,15 @@ def check_config(
         if k in config and not ok(config[k]): raise BadInput(f'{k} is {config[k]!r:.60}: allowed is {allowed}')
         if k not in config and k not in OPTIONAL: raise BadInput(f'{k} is missing: allowed is {allowed}')
     return config
+
+def new_config(
+    world:str, method:str, seeds:list, frames:int, # names; integers; of each seed
+    **more, # other entries of FIELDS
+)->dict: # of a config.json
+    "What a new run is told, with the commit, the versions and the machine that it begins on"
+    usual = dict(preset='paper', variant=None, device='cpu', threads=1, compile=False, checkpoint_every=500, config={}, tasks=[], command='ldm train')
+    here = dict(commit=commit(), versions=versions(), machine=machine())
+    return dict(world=world, method=method, seeds=list(seeds), frames=frames) | usual | more | here
 
 # %% ../nbs/52_runs.ipynb #52c0de04
 def checksum(
