@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROBOTS', 'WORLDS', 'METHODS', 'PRESETS', 'PAIRS', 'CHANGES', 'HERE', 'ROBOT', 'FEW', 'ROBOT_CHANGES', 'FRAMES',
-           'CHOICES', 'RANGES', 'FIELDS', 'OPTIONAL', 'KINDS', 'Entry', 'method_of', 'world_of', 'override', 'settings',
-           'as_stored', 'plain_settings', 'said', 'robot_changes', 'presets_of', 'changes', 'usual', 'interval',
-           'preset', 'check', 'check_robot', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'whole_number',
-           'list_of', 'fit', 'assemble', 'load_agent', 'sources']
+           'CHOICES', 'RANGES', 'KINDS', 'Entry', 'method_of', 'world_of', 'override', 'settings', 'as_stored',
+           'plain_settings', 'said', 'robot_changes', 'presets_of', 'changes', 'usual', 'interval', 'preset', 'check',
+           'check_robot', 'usable', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble',
+           'load_agent', 'sources']
 
 # %% ../nbs/90_presets.ipynb #f5e886b8
 import inspect, json, math, re
 from dataclasses import dataclass, fields, is_dataclass, replace
-from .process import BadInput
+from .process import BadInput, RunError, Unable
 from . import rl2, varibad, ldm, mixreg, rl2_ppo, varibad_ppo, ldm_ppo, mixreg_ppo
 from .tasks import World, known
 from .gridworld import GRIDWORLD, EXTRAPOLATION, gridworld
@@ -20,7 +20,7 @@ from .locomotion import CHEETAH, ant_direction, ant_goal, cheetah_velocity, load
 from .motion import view
 from .core import take
 from .trainer import Method, frames_of
-from .runs import RunError, read_config, load_weights
+from .runs import check_config, read_config, load_weights
 from .jobs import Job, job, newest
 
 # %% ../nbs/90_presets.ipynb #404a8d84
@@ -239,8 +239,6 @@ def check_robot(
     s:dict, world:World, # of `settings`; one with continuous actions
 )->None:
     "The same for what only such worlds have"
-    try: load(view(world).body)
-    except (ImportError, FileNotFoundError) as e: raise BadInput(str(e)) from e
     if s['contact_forces'] and view(world).body == CHEETAH:
         raise BadInput(f'contact_forces is True: {world.family.name} neither shows them nor has a price for them')
     T, B, k = s['chunk'], s['workers'], s['minibatches'] # a chunk ends an episode of everybody, so there is a return to show
@@ -249,6 +247,15 @@ def check_robot(
     if s.get('decoder') == 'multi-head': raise BadInput(f'decoder is multi-head: {world.family.name} has no cells')
     if s.get('decoder_inputs') == 'transition' and not s['action_embedding']:
         raise BadInput('action_embedding is 0: the decoder reads actions too, give it at least 1')
+
+# %% ../nbs/90_presets.ipynb #90c0de02
+def usable(
+    world:World, # any
+)->None:
+    "Raises `Unable` where this machine lacks what the world is simulated with"
+    try:
+        if v := view(world): load(v.body)
+    except (ImportError, FileNotFoundError) as e: raise Unable(str(e)) from e
 
 # %% ../nbs/90_presets.ipynb #d53cac05
 def parse_seeds(
@@ -302,25 +309,6 @@ def eval_every(
     return max(1, round(interval(world)/frames_of(cfg, world)))
 
 # %% ../nbs/90_presets.ipynb #8f8eac60
-def whole_number(low, high): return lambda x: type(x) is int and low <= x <= high, f'an integer from {low} to {high}'
-
-def list_of(ok): return lambda x: isinstance(x, list) and all(map(ok, x))
-
-# entry of config.json -> may it be so?, in words
-FIELDS = dict(
-    world=(lambda x: x in list(WORLDS), f'one of {list(WORLDS)}'),
-    method=(lambda x: x in list(METHODS), f'one of {list(METHODS)}'),
-    seeds=(lambda x: list_of(whole_number(0, 2**31 - 1)[0])(x) and 0 < len(set(x)) == len(x) <= 1024,
-           '1 to 1024 different integers from 0 to 2147483647'),
-    frames=whole_number(1, 10**13), threads=whole_number(1, 4096), checkpoint_every=whole_number(1, 10**12),
-    device=(lambda x: isinstance(x, str) and re.fullmatch(r'cpu|cuda(:\d+)?', x), 'cpu or cuda'),
-    config=(lambda x: isinstance(x, dict), 'a table of settings'),
-    compile=(lambda x: isinstance(x, bool), 'true or false'),
-    preset=(lambda x: x in PRESETS, f'one of {list(PRESETS)}'),
-    variant=(lambda x: x is None or isinstance(x, str), 'a name or null'),
-    segments=(list_of(lambda x: isinstance(x, dict) and type(x.get('frames')) is int),
-              'a list of segments with their frames'))
-OPTIONAL = 'compile', 'preset', 'variant', 'segments'
 KINDS = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'a word', tuple: 'a list of integers'}
 
 # %% ../nbs/90_presets.ipynb #8f8eac61
@@ -328,9 +316,9 @@ def fit(
     info:dict, # content of a config.json
 )->dict: # its settings, as `override` wants them
     "Raises `BadInput` naming the first entry or setting that is missing or wrong, its value and what is allowed"
-    for k, (ok, allowed) in FIELDS.items():
-        if k in info and not ok(info[k]): raise BadInput(f'{k} is {info[k]!r:.60}: allowed is {allowed}')
-        if k not in info and k not in OPTIONAL: raise BadInput(f'{k} is missing: allowed is {allowed}')
+    check_config(info)
+    for k, names in dict(world=WORLDS, method=METHODS, preset=PRESETS).items():
+        if k in info and info[k] not in names: raise BadInput(f'{k} is {info[k]!r:.60}: allowed is one of {list(names)}')
     default, out = settings(preset(info['world'], info['method'])), {}
     for k, v in info['config'].items():
         kind = type(default[known(k, default, 'setting')])
@@ -345,7 +333,7 @@ def assemble(
     info:dict=None, # its config; None: read from `config.json`
     **changes, # entries of the config to be replaced, such as device='cpu'
 )->Job:
-    "A job at its beginning; raises `RunError` where its config is missing, damaged or does not fit this version"
+    "A job at its beginning; raises `RunError` where its config is missing, damaged or does not fit this version, `Unable` as `usable` does"
     info = dict(read_config(folder) if info is None else info, **changes)
     try:
         values = fit(info)
@@ -354,10 +342,9 @@ def assemble(
         check(cfg, world)
         chunk = frames_of(cfg, world)
         if info['frames'] % chunk: raise BadInput(f"frames is {info['frames']}: allowed is a multiple of {chunk}")
-        return job(folder, info, world, method_of(info['world'], info['method']), cfg)
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        blameless = isinstance(e.__cause__, (ImportError, FileNotFoundError)) # MuJoCo or a model is missing
-        raise RunError(str(e) if blameless else f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
+    except BadInput as e: raise RunError(f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
+    usable(world)
+    return job(folder, info, world, method_of(info['world'], info['method']), cfg)
 
 # %% ../nbs/90_presets.ipynb #8f8eac65
 def load_agent(
@@ -369,14 +356,12 @@ def load_agent(
     info = read_config(folder)
     if seed not in info['seeds']: raise RunError(f"{folder} has no seed {seed}, but {info['seeds']}")
     one = assemble(folder, info, device='cpu', seeds=[seed])
-    try:
-        params = load_weights(folder, info['frames'], info['seeds'])
-        params = take(params, info['seeds'].index(seed))
+    try: params, _ = load_weights(folder, [seed], info['frames'])
     except RunError:
-        p = newest(one, None, lambda text: None)
+        p, _ = newest(one, None, lambda text: None)
         if p is None: raise RunError(f'{folder} has neither weights nor a whole checkpoint of seed {seed}') from None
         params = p.state['params']
-    return one.world, one.method.agent(one.cfg, dict(one.progress.state, params=params), greedy)
+    return one.world, one.method.agent(one.cfg, dict(params=params), greedy)
 
 # %% ../nbs/90_presets.ipynb #8690ef77
 def sources(

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from .process import BadInput
+from .process import BadInput, RunError
 from .core import flat, generators, nest, tree_map
 from .tasks import known
 from .trainer import Progress, frames_of, iterate
-from .runs import RunError, check_name, checkpoints, load_weights, read_config, read_records, write_file
+from .runs import Exists, at, check_name, checkpoints, load_weights, read_config, read_records, write_file
 from .compare import read_curves
-from .lock import Busy
+from .lock import Busy, locked
 from .jobs import helpers, most
 from .presets import WORLDS, METHODS, PRESETS, method_of, world_of, as_stored, plain_settings, preset, override, settings, check, iterations, parse_frames, parse_seeds
 
@@ -162,9 +162,10 @@ def started(
     "The run folder of this experiment that has got farthest"
     chunk, found = frames_of(cfg := config(e), world_of(e.world, cfg)), []
     for file in sorted(Path(runs).glob(f'{e.name}/*/config.json')):
-        info, at = read_config(file.parent), checkpoints(file.parent)
+        try: info = read_config(file.parent)
+        except RunError: continue # damaged, or somebody's who is about to begin
         if of(e, info['config']) or not set(seeds) <= set(info['seeds']): continue
-        found.append((int(at[-1].name.split('-')[1])*chunk if at else 0, file.parent))
+        found.append((max(map(at, checkpoints(file.parent)), default=0)*chunk, file.parent))
     done, folder = max(found, default=(0, None))
     return folder, done
 
@@ -200,7 +201,12 @@ def train_row(
     folder = folder or fresh(Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}')
     what = f'going on with {folder}' if done else f"ldm train {' '.join(command(e, seeds))}"
     say(f'figure {e.figure}: {what}')
-    if status := work(folder, e, seeds): return status
+    try: status = work(folder, e, seeds)
+    except Exists: # another process has begun this run in between
+        folder, _ = started(e, seeds, runs)
+        if folder is None: raise
+        status = work(folder, e, seeds)
+    if status: return status
     keep(folder, e)
     say(f'recorded: {e.name}')
     return 0
@@ -264,15 +270,18 @@ def keep_weights(
     wanted, info, path = [s for x in rows for s in x.seeds], read_config(folder), Path(weights)/f'{e.name}.safetensors'
     i = [k for k, s in enumerate(info['seeds']) if s in wanted]
     if not i: return None
-    params = tree_map(lambda x: x[i], load_weights(folder, info['frames'], info['seeds']))
+    params, frames = load_weights(folder, info['seeds'])
+    if frames != info['frames']: raise RunError(f'{folder} has not come to its end: let its training finish')
+    params = tree_map(lambda x: x[i], params)
     about = dict(seeds=[info['seeds'][k] for k in i], frames=info['frames'], config=info['config'])
-    if path.exists(): params, about = with_more(params, about, kept_weights(path))
-    first = [about['seeds'].index(s) for s in sorted(about['seeds'], key=wanted.index)[:4]]
-    about['seeds'] = [about['seeds'][k] for k in first]
-    def kept(x): return x[first].half() if x.dtype == torch.float else x[first] # moments stay as they are
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = save({k: v.contiguous() for k, v in flat(tree_map(kept, params)).items()}, metadata=dict(about=json.dumps(about)))
-    write_file(path, lambda p: p.write_bytes(whole))
+    with locked(path.parent, '.lock', wait=True):
+        if path.exists(): params, about = with_more(params, about, kept_weights(path))
+        first = [about['seeds'].index(s) for s in sorted(about['seeds'], key=wanted.index)[:4]]
+        about['seeds'] = [about['seeds'][k] for k in first]
+        def kept(x): return x[first].half() if x.dtype == torch.float else x[first] # moments stay as they are
+        whole = save({k: v.contiguous() for k, v in flat(tree_map(kept, params)).items()}, metadata=dict(about=json.dumps(about)))
+        write_file(path, lambda p: p.write_bytes(whole))
     return path
 
 # %% ../nbs/92_reproduce.ipynb #92a00016

@@ -10,11 +10,11 @@ import shutil, sys
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from .process import BadInput
+from .process import BadInput, RunError, err
 from .core import append_jsonl
 from .trainer import Diverged
 from .jobs import Job, execute, restore, way_on
-from .runs import (RunError, read_config, write_json, write_file, lines, measured, segment, segments, trim_metrics,
+from .runs import (drop, read_config, write_config, write_file, lines, measured, segment, segments, trim_metrics,
     flush, checkpoints)
 
 # %% ../nbs/66_stacks.ipynb #57ac0007
@@ -31,15 +31,15 @@ def leave(
     stay = [s for s in info['seeds'] if s not in gone]
     if not stay: raise RunError(f'{folder} would be left without seeds')
     if k := job.progress.iteration:
-        shutil.rmtree(tmp := folder/'taken-out.tmp', ignore_errors=True)
+        drop(tmp := folder/'taken-out.tmp')
         (tmp/f'checkpoint-{k}').mkdir(parents=True)
         for s in gone: shutil.copy(folder/f'checkpoint-{k}'/f'seed-{s}.pt', tmp/f'checkpoint-{k}')
         for name in ('metrics.jsonl', 'timing.jsonl'):
             if (folder/name).exists(): shutil.copy(folder/name, tmp)
         trim_metrics(tmp, job.frames, gone)
-        write_json(tmp/'config.json', dict(info, seeds=gone))
+        write_config(tmp, dict(info, seeds=gone))
         tmp.rename(out); flush(folder)
-    write_json(folder/'config.json', dict(info, seeds=stay))
+    write_config(folder, dict(info, seeds=stay))
     trim_metrics(folder, job.frames, stay)
     return out
 
@@ -79,7 +79,7 @@ def put_aside(folder)->Path: # `newcomers` of a run
     out = aside(Path(folder).parent)
     with suppress(RunError):
         info = read_config(folder)
-        write_json(folder/'config.json', {k: v for k, v in info.items() if k not in ('wanted', 'until', 'whole')})
+        write_config(folder, {k: v for k, v in info.items() if k not in ('wanted', 'until', 'whole')})
     Path(folder).rename(out); flush(out.parent)
     return out
 
@@ -97,8 +97,8 @@ def newcomers(
         except RunError: old = {}
         if (old.get('seeds'), old.get('until')) != (seeds, k): put_aside(folder)
     folder.mkdir(exist_ok=True)
-    write_json(folder/'config.json', info)
-    return restore(make(folder, info), lambda text: sys.stderr.write(text + '\n'))
+    write_config(folder, info)
+    return restore(make(folder, info), lambda text: err.write(text + '\n'))
 
 # %% ../nbs/66_stacks.ipynb #57ac000f
 def train_newcomers(
@@ -131,7 +131,7 @@ def join(
     was = [dict(s, seeds=s.get('seeds', info['seeds'])) for s in info.get('segments', [])]
     way = segment(0, command, new.info['device'], new.info['threads'])
     way |= dict(seeds=new.progress.seeds, seconds=segments({}, lines(new.folder/'timing.jsonl'))[0]['seconds'])
-    write_json(folder/'config.json', dict(info, seeds=order, segments=[*was, way]) | founders)
+    write_config(folder, dict(info, seeds=order, segments=[*was, way]) | founders)
 
 # %% ../nbs/66_stacks.ipynb #57ac0019
 def tidy(
@@ -143,7 +143,7 @@ def tidy(
     try: done = set(read_config(new)['seeds']) <= set(joined)
     except (RunError, KeyError): done = False
     if done: shutil.rmtree(new)
-    elif new.exists(): sys.stderr.write(f'what was on its way to join is a run of its own now: {put_aside(new)}\n')
+    elif new.exists(): err.write(f'what was on its way to join is a run of its own now: {put_aside(new)}\n')
     names = {f'seed-{s}.pt' for s in seeds}
     for c in checkpoints(job.folder):
         there = {p.name for p in c.iterdir()}
@@ -162,12 +162,12 @@ def change(
     have, k = read_config(job.folder)['seeds'], job.progress.iteration
     new, gone = [s for s in wanted if s not in have], [s for s in have if s not in wanted]
     order = [*gone, *wanted] if k else have
-    if k == 0: write_json(job.folder/'config.json', dict(read_config(job.folder), seeds=list(wanted)))
+    if k == 0: write_config(job.folder, dict(read_config(job.folder), seeds=list(wanted)))
     elif new:
         also = {r['frames']//job.chunk for r in lines(job.folder/'metrics.jsonl')}
         them = newcomers(job, new, list(wanted), make)
         if status := train_newcomers(them, every, also): return status
         join(job, them, order, command)
-    if k and gone: sys.stderr.write(f'seeds {gone} are a run of their own now: {leave(job, gone)}\n')
+    if k and gone: err.write(f'seeds {gone} are a run of their own now: {leave(job, gone)}\n')
     tidy(job, order)
     return 0
