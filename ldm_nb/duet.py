@@ -55,13 +55,13 @@ class Duet:
         self.act, = (f for k, f in method.stages.items() if k != self.name)
         progress.state = tree_map(shared, progress.state)
         self.home = {k: progress.state[k][self.name] for k in ('params', 'opt')}
-        self.acting = {k: v for k, v in progress.state['params'].items() if k != self.name} # written to, unlike the state's:
-        progress.state['params'] = progress.state['params'] | tree_map(torch.clone, self.acting)
+        self.acting = {k: v for k, v in progress.state['params'].items() if k != self.name}
         apart = {k: [torch.Generator().set_state(g.get_state()) for g in gs] for k, gs in gens.items()}
         self.ahead(progress.state, progress.iteration)
         self.real = Traj(*map(shared, self.lived))
         self.dreamt = room(self.lived, cfg.workers - self.lived.task.shape[1])
         self.line, self.other = start(asleep(method, cfg, world, apart, progress, self.real, self.dreamt))
+        progress.state['params'] = progress.state['params'] | tree_map(torch.clone, self.acting) # these are written to
 
     def ahead(self, state:dict, iteration:int)->None:
         "The noise and the real tasks of the coming iteration"

@@ -367,7 +367,7 @@ def pictures(
     name, splits = f"{job.info['world']}, {job.info['method']}", job.world.family.splits
     best = job.world.ceiling and {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')}
     seen = measured(job.folder) # nothing, where the file was lost
-    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder)}, best, name)} if seen else {}
+    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder, False)}, best, name)} if seen else {}
     if job.world.places is not None: figs |= map_pictures(job, name)
     if view(job.world): figs |= motion_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))

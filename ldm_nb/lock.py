@@ -64,6 +64,7 @@ def locked(
     folder, # a run folder, or any other that exists
     name:str='lock', # of the lock file in it
     wait:bool=False, # until the folder is free?
+    keep:bool=True, # the lock file afterwards?
 ):
     "Within it no other process and no other thread is at work in the folder; raises as `opened` does"
     path = Path(os.path.realpath(folder))/name
@@ -71,7 +72,10 @@ def locked(
     if not door.acquire(blocking=wait):
         raise Busy(f'this process ({os.getpid()}) is at work in {folder} already; wait until that is done')
     try:
-        with opened(folder, path, wait): yield
+        with opened(folder, path, wait):
+            try: yield
+            finally:
+                if not keep: path.unlink(missing_ok=True) # who waits for it notices
     finally: door.release()
 
 # %% ../nbs/49_lock.ipynb #10c0000c

@@ -275,7 +275,7 @@ def keep_weights(
     params = tree_map(lambda x: x[i], params)
     about = dict(seeds=[info['seeds'][k] for k in i], frames=info['frames'], config=info['config'])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent, '.lock', wait=True):
+    with locked(path.parent, '.lock', wait=True, keep=False):
         if path.exists(): params, about = with_more(params, about, kept_weights(path))
         first = [about['seeds'].index(s) for s in sorted(about['seeds'], key=wanted.index)[:4]]
         about['seeds'] = [about['seeds'][k] for k in first]

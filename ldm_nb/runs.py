@@ -559,11 +559,12 @@ def check_lines(
 
 def curves(
     folder, # of a run
+    strict:bool=True, # must every seed have been evaluated at the same frames? A picture needs less than a record
 )->list: # one dict per seed
     "The records of a run, in the form of `data/runs`; raises `RunError` where a seed has no evaluation yet, `Damaged` where some are wrong"
     folder, cfg, out = Path(folder), read_config(folder), []
     rows, parts = measured(folder), segments(cfg, timings(folder))
-    if wrong := disorder(rows, cfg['seeds']): raise Damaged(f'{folder}/metrics.jsonl does not fit: {wrong}')
+    if strict and (wrong := disorder(rows, cfg['seeds'])): raise Damaged(f'{folder}/metrics.jsonl does not fit: {wrong}')
     for seed in cfg['seeds']:
         mine = rows.get(seed)
         if not mine: raise RunError(f'{folder} has no evaluation of seed {seed} yet')
@@ -635,7 +636,7 @@ def record(
     path = Path(data)/f'{names.pop()}.jsonl.gz'
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise RunError(f'cannot write to {data}: {e.strerror}; choose another --data') from None
-    with locked(path.parent, '.lock', wait=True):
+    with locked(path.parent, '.lock', wait=True, keep=False):
         old = read_records(path) if path.exists() else []
         belong_together(path, old, rows, defaults, mixed)
         best = {r['seed']: r for r in old}
