@@ -20,7 +20,7 @@ def compiler_trouble(
     if device != 'cpu': return '' if torch.cuda.is_available() else 'torch sees no GPU' # graphs need no compiler
     try:
         torch._inductor.config.compile_threads = 1 # its helpers would take the cores that the seeds are on
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, dtype=torch.float32, device='cpu'))
     except Exception as e: # of many kinds, from a missing compiler to a folder that cannot be written
         return f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
     return ''
