@@ -44,7 +44,7 @@ def hunt(
 
     ```
     """
-    xy, C = torch.as_tensor(goals).long().reshape(-1, 2).numpy(), size**2
+    xy, C = torch.as_tensor(goals, device='cpu').long().reshape(-1, 2).numpy(), size**2
     (e, t), cell, d = np.divmod(np.arange(horizon*episodes), horizon), xy@[size, 1], xy.sum(1)
     if ((xy < 0) | (xy >= size)).any() or (cell == 0).any() or len(set(cell)) < len(cell):
         raise BadInput(f'goals must be different cells of the {size}x{size} grid other than the start: {xy.tolist()}')
@@ -266,7 +266,7 @@ def yardstick(
     tour, _ = optimum(hunt(family.splits['train'].tasks))
     for name, path in dict(stops=tour, nearest=then_nearest(every, tour), all=ALL_PATH).items():
         r = torch.from_numpy(returns(every, path))
-        found = torch.from_numpy(first_met(every, path))[:, None] < torch.arange(1, EPISODES + 1)*HORIZON
+        found = torch.from_numpy(first_met(every, path))[:, None] < torch.arange(1, EPISODES + 1, device='cpu')*HORIZON
         line, = summary(gridworld(family), dict(returns=r[None], reached=found[None]))
         out[name] = dict(path=path, returns=r, found=found, **line)
     return out

@@ -109,8 +109,8 @@ def store(
     for s, mine in enumerate(codes):
         stored, so_far = counts[s].tolist()
         room = len(mine) if kind == 'ring' else max(0, min(len(mine), size - stored))*(so_far < size)
-        at = torch.arange(stored, stored + room) % size
-        buffer[s, at.to(buffer.device)] = mine[:room]
+        at = torch.arange(stored, stored + room, device=buffer.device) % size
+        buffer[s, at] = mine[:room]
         new[s, 0] += room
     new[:, 1] += finished
     return new

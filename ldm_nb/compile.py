@@ -18,7 +18,7 @@ def compiler_works()->str: # what is wrong, in one line; '' where nothing is
     "Compile a function of one line"
     try:
         with torch._inductor.config.patch(compile_threads=1): # more would take the cores that the seeds are on
-            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8, dtype=torch.float32, device='cpu'))
     except Exception as e: # of many kinds, from a missing compiler to a folder that cannot be written
         return f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
     return ''

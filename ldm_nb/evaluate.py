@@ -9,12 +9,13 @@ __all__ = ['evaluate', 'outcome', 'summary', 'table', 'iqm', 'interval', 'draw_c
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from .core import draw
+from .core import draw, one_thread
 from .tasks import World
 from .policy import Agent
 from .rollout import Traj, rollout, episode_sums
 
 # %% ../nbs/60_evaluate.ipynb #254133f8
+@one_thread()
 def evaluate(
     world:World, # whose tasks are played
     agent:Agent, # greedy
@@ -27,7 +28,8 @@ def evaluate(
     S, K, T = (len(gens) if gens else seeds), len(tasks), world.steps
     device = gens[0].device if gens else tasks.device
     reset = draw(gens, 'uniform', T + 1, K, world.reset_noise) if gens and world.reset_noise else None
-    return rollout(world, agent, tasks.to(device).expand(S, -1, -1), torch.zeros(S, T, K, device=device), reset)
+    u = torch.zeros(S, T, K, dtype=torch.float32, device=device)
+    return rollout(world, agent, tasks.to(device).expand(S, -1, -1), u, reset)
 
 def outcome(
     world:World, traj:Traj, # for N and for what counts as reached; of `evaluate`

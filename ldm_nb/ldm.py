@@ -125,6 +125,7 @@ def collect(
     return join(real, dream(cfg, world, state, noise, real)) if cfg.mixture.mixture_workers else real
 
 # %% ../nbs/72_ldm.ipynb #93cefa33
+@torch.enable_grad()
 def vae_step(
     cfg, world:World, # settings with `vae`; where
     params:dict, opt:dict, # of the latent dynamics network: encoder, decoder

@@ -52,8 +52,9 @@ def init(
     "RL2's networks, then the latent dynamics network, an empty buffer, and nobody in a task"
     state, some, M = init_rl2(cfg, world, gens), gens['init'], cfg.mixture.mixture_workers
     S, device, vae = len(some), some[0].device, init_vae(some, cfg.vae, cfg.encoder, world)
-    carried = state['opt']['carried'] | dict(tasks=torch.zeros(S, 2, device=device).long())
-    if M: carried['alpha'] = torch.zeros(S, M, weight_dims(cfg.mixture, cfg.vae), cfg.normal, device=device)
+    carried = state['opt']['carried'] | dict(tasks=torch.zeros(S, 2, dtype=torch.long, device=device))
+    kw = dict(dtype=torch.float32, device=device)
+    if M: carried['alpha'] = torch.zeros(S, M, weight_dims(cfg.mixture, cfg.vae), cfg.normal, **kw)
     return dict(params=state['params'] | dict(vae=vae), opt=state['opt'] | dict(vae=init_moments(vae), carried=carried),
                 buffer=empty(S, cfg.vae.buffer_size, world.code_bytes, device))
 

@@ -94,7 +94,7 @@ def imagined(
     def at(t, of): return of[min(t, len(of) - 1)]
     def shown(t, obs, action, after, reward):
         out = decode_naive(decoder, at(t, latents), after, at(t, masks), keep)
-        if level is not None: out = torch.where(each(torch.sigmoid, out) > level, torch.inf, -torch.inf)
+        if level is not None: out = torch.where(each(torch.sigmoid, out) > level, torch.inf, -torch.inf).to(out.dtype)
         return world.imagine(out)
     return shown
 
@@ -116,5 +116,5 @@ def paid_at(
 ): # as `imagined`
     "Rewards of tasks with one goal, step by step"
     def shown(t, obs, action, after, reward):
-        return world.imagine(torch.where(world.cells(after) == goal, torch.inf, -torch.inf))
+        return world.imagine(torch.where(world.cells(after) == goal, torch.inf, -torch.inf).to(after.dtype))
     return shown

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.init import orthogonal_
-from .core import tree_map, flat, nest, lift, each, hot, is_compiling
+from .core import tree_map, flat, nest, lift, each, hot, is_compiling, one_thread
 
 # %% ../nbs/01_nets.ipynb #5cec43c4
+@one_thread()
 def init_linear(
     gens:list, # `S` generators of the stream 'init'
     n_in:int, n_out:int, # numbers of inputs and outputs
@@ -21,11 +22,11 @@ def init_linear(
 )->dict: # w [S,in,out], b [S,1,out]
     "Initial parameters of a linear layer, each seed's from its own generator; only 'torch' has biases other than zero"
     def one(g):
-        k, dev = n_in**-.5, g.device
-        w, b = torch.empty(n_in, n_out, device=dev), torch.zeros(1, n_out, device=dev)
+        k, kw = n_in**-.5, dict(dtype=torch.float32, device=g.device)
+        w, b = torch.empty(n_in, n_out, **kw), torch.zeros(1, n_out, **kw)
         if kind == 'torch': return w.uniform_(-k, k, generator=g), b.uniform_(-k, k, generator=g)
         if kind == 'unit': w = w.normal_(generator=g); w = w/w.norm(dim=0, keepdim=True)
-        else: w = orthogonal_(torch.empty(n_out, n_in, device=dev), gain=.01, generator=g).T
+        else: w = orthogonal_(torch.empty(n_out, n_in, **kw), gain=.01, generator=g).T
         return w, b
     w, b = zip(*(one(g) for g in gens))
     return dict(w=torch.stack(w), b=torch.stack(b))
@@ -85,15 +86,17 @@ def mlp(
     return x
 
 # %% ../nbs/01_nets.ipynb #c94d6cd4
+@one_thread()
 def init_gru(
     gens:list, # `S` generators of the stream 'init'
     n_in:int, # I
     n_hidden:int, # H
 )->dict: # w_x [S,I,3H], b_x [S,1,3H], w_h [S,H,3H], b_h [S,1,3H]
     "Orthogonal weights, zero biases (release: orthogonal over each full matrix)"
-    def one(g, n): return orthogonal_(torch.empty(3*n_hidden, n, device=g.device), generator=g).T.contiguous()
+    kw = dict(dtype=torch.float32, device=gens[0].device)
+    def one(g, n): return orthogonal_(torch.empty(3*n_hidden, n, **kw), generator=g).T.contiguous()
     def orth(n): return torch.stack([one(g, n) for g in gens])
-    zero = torch.zeros(len(gens), 1, 3*n_hidden, device=gens[0].device)
+    zero = torch.zeros(len(gens), 1, 3*n_hidden, **kw)
     return dict(w_x=orth(n_in), b_x=zero, w_h=orth(n_hidden), b_h=zero.clone())
 
 def gru_cell(

@@ -71,12 +71,13 @@ def draw_map(
 ): # the image, for a colour bar
     "Values on the map, with a path over them"
     x, y = world.places[:, 0].int(), world.places[:, 1].int()
-    img = torch.zeros(int(y.max()) + 1, int(x.max()) + 1)
+    img = torch.zeros(int(y.max()) + 1, int(x.max()) + 1, dtype=torch.float32, device='cpu')
     if values is not None: img[y, x] = values.float()
     drawn = ax.imshow(img.numpy(), origin='lower', cmap='Blues', vmin=low, vmax=high if values is not None else 1)
     if path is not None:
         again = len(path.unique(dim=0)) < len(path)
-        shift = torch.linspace(-.16, .16, len(path))[:, None]*again # so that a second visit does not hide the first
+        kw = dict(dtype=torch.float32, device='cpu')
+        shift = torch.linspace(-.16, .16, len(path), **kw)[:, None]*again # so that a second visit does not hide the first
         px, py = (path + shift).T.tolist()
         ax.plot(px, py, color='tab:orange', lw=1.5); ax.plot(px[-1], py[-1], 'o', color='tab:orange', ms=5)
     ax.plot(0, 0, 'o', color='k', mfc='none', ms=9)
@@ -112,7 +113,7 @@ def draw_dreams(
     fig = Figure(figsize=(1.75*M + .8, 4.2), dpi=100, layout='constrained')
     axes = fig.subplots(2, M, squeeze=False)
     where = world.cells(torch.cat([goals, goals[:, :1]*0], -1))
-    totals = torch.zeros(M, world.n_cells).index_add_(1, where, weights)
+    totals = weights.new_zeros(M, world.n_cells).index_add_(1, where, weights)
     for j in range(M):
         top = draw_map(axes[0, j], world, totals[j], low=min(0., totals.min().item()), high=totals.max().item())
         best = world.places[maps[j].argmax(), :2].tolist()

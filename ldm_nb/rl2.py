@@ -138,6 +138,7 @@ def task_losses(
     return rollout_losses(cfg.a2c, traj, *replay(p['encoder'], p['heads'], traj, cfg.policy.state_conditioned))
 
 # %% ../nbs/70_rl2.ipynb #d0327fa7
+@torch.enable_grad()
 def policy_step(
     cfg, # a method's settings with `policy` and `a2c`
     params:dict, opt:dict, # with encoder and heads; anything else is left alone

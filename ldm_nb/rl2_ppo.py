@@ -52,7 +52,7 @@ def setting_out(
 )->dict: # a tree of [S,...]
     "Before the first iteration"
     trial, obs, due = nowhere(world, S, B, device)
-    def zeros(*shape): return torch.zeros(S, *shape, device=device)
+    def zeros(*shape): return torch.zeros(S, *shape, dtype=torch.float32, device=device)
     L, O, A = world.steps, world.obs_dim + 1, world.action_dim
     past = dict(first=zeros(B, O), after=zeros(L, B, O), action=zeros(L, B, A), reward=zeros(L, B),
                 length=zeros(B).long())
@@ -251,6 +251,7 @@ def move(
     return params, opt, {f'{k}_norm': norm(v) for k, v in g.items()}
 
 # %% ../nbs/74_rl2_ppo.ipynb #e9fbcd6d
+@torch.enable_grad()
 def policy_steps(
     cfg, params:dict, opt:dict, # a method's settings; with encoder and heads, anything else is left alone
     piece:Piece, h:Tensor, reward:Tensor, # a piece; memory before it; its rewards as PPO sees them
@@ -289,7 +290,7 @@ def books(
     last = piece.end.long().cumsum(1).argmax(1, keepdim=True) # the step of the last end
     paid = ended.gather(1, last)[:, 0]
     ends, gone = piece.end.sum(1), piece.lost.sum((1, 2)) # [S,B], [S]
-    share = gone/ends.sum(1).clamp(min=1)
+    share = gone.float()/ends.sum(1).clamp(min=1)
     failing = .95*was['failing'] + .05*share
     metrics = {'return': paid[:, :real].sum(1)/ends[:, :real].sum(1).clamp(min=1),
                'simulator_failures': torch.where((share > .5) | (failing > FAILING), torch.inf, gone.float())}
@@ -331,7 +332,8 @@ def number_world()->World:
     """A number to say four times an episode, in two episodes; the task is the number, the reward minus the distance
 
     For probes: it takes seconds, and what is right is known."""
-    train, test = finite(torch.tensor([[-1.], [1.]])), finite(torch.tensor([[.5]]))
+    def some(*xs): return finite(torch.tensor(xs, dtype=torch.float32, device='cpu')[:, None])
+    train, test = some(-1., 1.), some(.5)
     def say(state, task, action): return state, -(action[..., 0] - task[..., 0]).abs(), None
     def as_it_is(reward): return reward
     code = codec(8, 1, 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .core import choose
+from .core import choose, one_thread
 from .tasks import World
 from .rollout import Traj, episode_sums
 
@@ -133,6 +133,7 @@ def alive(progress:Progress)->None:
                              for s, f in progress.frozen.items()))
 
 # %% ../nbs/51_trainer.ipynb #b1d1582e
+@one_thread()
 def iterate(
     method:Method, cfg, world:World, gens:dict, progress:Progress, # as in `train`
     noise=None, # of the method's `draw`; None: drawn here
@@ -144,6 +145,7 @@ def iterate(
     accept(progress, new, metrics, traj)
     return metrics
 
+@one_thread()
 def train(
     method:Method, cfg, world:World, # what is trained; its settings; where
     gens:dict, # of `generators`

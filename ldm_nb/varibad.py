@@ -7,6 +7,7 @@ __all__ = ['METHOD', 'one_latent', 'VariBAD', 'init', 'draw_noise', 'joint_step'
 
 # %% ../nbs/71_varibad.ipynb #fe1f2706
 from dataclasses import dataclass
+import torch
 from torch import Tensor
 from .process import BadInput
 from .nets import gradients, leaf, clip, norm, init_moments, adam, rmsprop
@@ -70,6 +71,7 @@ def draw_noise(
     return n | dict(vae=vae, store=places(cfg, iteration, n['task'].device))
 
 # %% ../nbs/71_varibad.ipynb #a762d576
+@torch.enable_grad()
 def joint_step(
     cfg:VariBAD, world:World, # settings; where
     params:dict, opt:dict, # encoder, decoder, heads

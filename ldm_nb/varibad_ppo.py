@@ -61,11 +61,12 @@ def init(
     S, device = len(some), some[0].device
     nets = init_vae(some, cfg.vae, cfg.encoder, world) | dict(heads=init_gaussian(some, cfg.policy, O, world.action_dim))
     opt = dict(heads=init_moments(nets['heads']), belief=init_moments({k: nets[k] for k in BELIEF}))
-    carried = setting_out(world, S, cfg.workers, device) | dict(tasks=torch.zeros(S, 2, device=device).long())
+    carried = setting_out(world, S, cfg.workers, device) | dict(tasks=torch.zeros(S, 2, dtype=torch.long, device=device))
     return dict(params=with_mean(cfg.ppo, nets) | dict(seen=moments(S, O, device)), opt=opt | dict(reward=moments(S, 1, device), carried=carried),
                 buffer=empty(S, cfg.vae.buffer_size, world.code_bytes, device))
 
 # %% ../nbs/75_varibad_ppo.ipynb #30104d10
+@torch.enable_grad()
 def learn_dynamics(
     cfg, world:World, # a method's settings with `vae`; where
     params:dict, opt:dict, # of the latent dynamics network: encoder, decoder
