@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TURNS', 'RADII', 'SPEEDS', 'MARGIN', 'FIVE', 'DIRECTION', 'GOAL', 'VELOCITY', 'SKIP', 'DT', 'ANT', 'CHEETAH', 'IDLE',
            'RUNAWAY', 'HALF', 'HORIZON', 'EPISODES', 'along', 'within', 'ranges', 'rings', 'turns', 'cross', 'column',
-           'Body', 'Parts', 'parts', 'import_without_gl', 'engine', 'quiet', 'load', 'Pools', 'simulate', 'start',
-           'see_direction', 'see_goal', 'see_velocity', 'square', 'cost', 'reward_direction', 'reward_goal',
-           'reward_velocity', 'upright', 'lost', 'Codec', 'codec', 'bare_rate', 'locomotion', 'ant_direction',
-           'ant_goal', 'cheetah_velocity', 'at_rest']
+           'Body', 'torso_of_ant', 'torso_of_cheetah', 'Parts', 'parts', 'import_without_gl', 'engine', 'quiet', 'load',
+           'Pools', 'simulate', 'start', 'see_direction', 'see_goal', 'see_velocity', 'square', 'cost',
+           'reward_direction', 'reward_goal', 'reward_velocity', 'upright', 'lost', 'Codec', 'codec', 'bare_rate',
+           'locomotion', 'ant_direction', 'ant_goal', 'cheetah_velocity', 'at_rest']
 
 # %% ../nbs/12_locomotion.ipynb #6ee23f0b
 import ctypes, math, os, sys, threading, time
@@ -128,9 +128,11 @@ class Body:
     torso:Callable # position [...,nq] -> [...,3] where the torso is, m
     mass:float = None # kg, to which the masses are scaled; None: they are as the file says
 
-ANT = Body('ant.xml', 15, 14, 8, 14, (0, 0, .75, 1, *[0]*11), lambda q: q[..., :3]) # x, y, z, quaternion, 8 angles
-CHEETAH = Body('half_cheetah.xml', 9, 9, 6, 8, (0,)*9, # x, z - 0.7, pitch, 6 angles
-               lambda q: torch.stack([q[..., 0], torch.zeros_like(q[..., 0]), q[..., 1] + .7], -1), 14)
+def torso_of_ant(q): return q[..., :3]
+def torso_of_cheetah(q): return torch.stack([q[..., 0], torch.zeros_like(q[..., 0]), q[..., 1] + .7], -1)
+
+ANT = Body('ant.xml', 15, 14, 8, 14, (0, 0, .75, 1, *[0]*11), torso_of_ant) # x, y, z, quaternion, 8 angles
+CHEETAH = Body('half_cheetah.xml', 9, 9, 6, 8, (0,)*9, torso_of_cheetah, 14) # x, z - 0.7, pitch, 6 angles
 
 # %% ../nbs/12_locomotion.ipynb #13ab4127
 class Parts(NamedTuple):
