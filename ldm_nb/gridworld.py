@@ -10,7 +10,7 @@ __all__ = ['SIZE', 'HORIZON', 'EPISODES', 'ON_GOAL', 'OFF_GOAL', 'GRIDWORLD', 'E
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
-from .core import each, on
+from .core import each, on, remade
 from .tasks import Family, World, finite
 
 # %% ../nbs/11_gridworld.ipynb #bcc1eade
@@ -59,7 +59,7 @@ def step(
 )->tuple: # next cell [S,B,2], reward [S,B], None: nobody dies
     "All workers of all seeds at once"
     cell = (cell + embedding(action, on(cell.device, MOVES))).clamp(0, SIZE - 1)
-    return cell, torch.where((cell == goal).all(-1), ON_GOAL, OFF_GOAL), None
+    return cell, torch.where((cell == goal).all(-1), ON_GOAL, OFF_GOAL).float(), None
 
 # %% ../nbs/11_gridworld.ipynb #37249188
 def ceiling(
@@ -145,9 +145,10 @@ def unpack(
     goal = code[..., -1].long()
     hit = (cells(cell) == goal[..., None, None]).reshape(S, B, -1)
     obs = torch.cat([cell, flag], -1).reshape(S, B, -1, 3)
-    return obs.transpose(1, 2), a.reshape(S, B, -1).transpose(1, 2), torch.where(hit, ON_GOAL, OFF_GOAL).transpose(1, 2)
+    return obs.transpose(1, 2), a.reshape(S, B, -1).transpose(1, 2), torch.where(hit, ON_GOAL, OFF_GOAL).float().transpose(1, 2)
 
 # %% ../nbs/11_gridworld.ipynb #4432eee0
+@remade
 def gridworld(
     family:Family=GRIDWORLD, # which goals
     episodes:int=EPISODES, # N

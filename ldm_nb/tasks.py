@@ -12,17 +12,18 @@ import difflib
 import torch
 from torch import Tensor
 from .process import BadInput
-from .core import on
+from .core import Remade, on, remade
 
 # %% ../nbs/10_tasks.ipynb #1366e10e
 @dataclass(frozen=True)
-class Split:
+class Split(Remade):
     "A set of tasks: the fixed list for evaluation, the distribution for training, and membership"
     tasks:Tensor # [K,D] the fixed list, in evaluation order
     sample:Callable # u [...,U] uniform noise -> [...,D] tasks
     contains:Callable # tasks [...,D] -> [...] bool
     noise:int = 1 # U, uniform numbers that one sample needs
 
+@remade
 def finite(
     tasks:Tensor, # [K,D]
 )->Split:
@@ -103,7 +104,7 @@ def check_task(
 
 # %% ../nbs/10_tasks.ipynb #c60169c5
 @dataclass(frozen=True)
-class World:
+class World(Remade):
     "Dynamics shared by a family of tasks; every function is batched over leading axes `[S,B]`"
     family:Family # its tasks and their splits
     obs_dim:int # O, without the end-of-episode flag
@@ -129,6 +130,7 @@ class World:
     n_distinct:int = 0 # K, slots of `distinct`
     lost:Callable = None # obs [S,T,B,O+1], end [S,T,B], steps taken before [S,B] -> [S,T,B] bool: the simulator gave up
     bare:Callable = None # workers, threads, steps -> steps/s of the simulator alone, all workers together; None: there is none
+    close:Callable = None # gives memory of the simulator back, which is taken anew when it is needed; None: there is none
 
     @property
     def steps(self): return self.horizon*self.episodes # H+

@@ -25,6 +25,7 @@ class Seen(NamedTuple):
     reward:Tensor # [S,B]
     end:Tensor # [S,B] bool, the episode ended
     done:Tensor # [S,B] bool, the task ended
+    state:Tensor # [S,B,...] the world's state that is seen: where an episode ended its last one, not the next one's first
 
 # %% ../nbs/13_trial.ipynb #88ce6660
 def begin(
@@ -52,10 +53,10 @@ def step(
     if end is None or (died is not None and not end.any()):
         no, flag = torch.zeros_like(reward, dtype=torch.bool), torch.zeros_like(reward)[..., None]
         obs = torch.cat([world.observe(state), flag], -1)
-        return trial._replace(state=state, step=trial.step + 1), Seen(obs, reward, no, no)
+        return trial._replace(state=state, step=trial.step + 1), Seen(obs, reward, no, no, state)
     episode = trial.episode + end.long()
     obs = world.observe(state)
-    seen = Seen(torch.cat([obs, end[..., None].to(obs.dtype)], -1), reward, end, episode == world.episodes)
+    seen = Seen(torch.cat([obs, end[..., None].to(obs.dtype)], -1), reward, end, episode == world.episodes, state)
     fresh = world.start(trial.task, u)
     mask = end.reshape(*end.shape, *[1]*(state.dim() - 2))
     return Trial(torch.where(mask, fresh, state), trial.task, torch.where(end, 0, trial.step + 1), episode), seen

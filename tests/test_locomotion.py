@@ -187,20 +187,21 @@ def test_resume(tmp_path):
 def test_fork():
     "A forked process steps to the same state with threads of its own, and ends although it inherited a pool"
     state, a = start(ANT, False, torch.zeros(1, 4, 1), rand(1, 4, 29)), randn(1, 4, 8)
-    want, before = simulate(ANT, state, a, 2)[0], len(loco._pools)
+    pools = loco.Pools()
+    want = simulate(ANT, state, a, 2, pools)[0]
     code = 'from ldm_nb import locomotion as l, crew; import torch, os, sys\n' \
-           's, a = l.start(l.ANT, False, torch.zeros(1, 4, 1)), torch.zeros(1, 4, 8)\n' \
-           'want = l.simulate(l.ANT, s, a, 2)[0]\n' \
+           's, a, p = l.start(l.ANT, False, torch.zeros(1, 4, 1)), torch.zeros(1, 4, 8), l.Pools()\n' \
+           'want = l.simulate(l.ANT, s, a, 2, p)[0]\n' \
            'pid = os.fork()\n' \
-           'if not pid: sys.exit(0 if torch.equal(l.simulate(l.ANT, s, a, 2)[0], want) else 3)\n' \
+           'if not pid: sys.exit(0 if torch.equal(l.simulate(l.ANT, s, a, 2, p)[0], want) else 3)\n' \
            'sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))'
     assert subprocess.run([sys.executable, '-c', code], timeout=60).returncode == 0
-    line, process = crew.start(lambda word: (simulate(ANT, state, a, 2)[0], len(loco._pools)))
+    line, process = crew.start(lambda word: (simulate(ANT, state, a, 2, pools)[0], len(pools.idle)))
     line.send('go')
-    got, pools = line.recv()
+    got, idle = line.recv()
     line.close()
     process.join(20)
-    assert torch.equal(got, want) and pools == before + 1 and process.exitcode == 0
+    assert torch.equal(got, want) and idle == len(pools.idle) == 1 and process.exitcode == 0
 
 
 # Tasks
@@ -348,6 +349,7 @@ WITHOUT = '''
 import sys, types
 sys.modules["mujoco"] = {}
 import torch, gymnasium, ldm_nb.cli, ldm_nb.envs, ldm_nb.locomotion as l
+from ldm_nb.process import Unable
 def version(name):
     if {!r} is None: raise l.PackageNotFoundError(name)
     return {!r}
@@ -356,12 +358,12 @@ env = gymnasium.make("ldm_nb/Gridworld-v0"); env.reset(seed=0); env.step(1)
 w = l.ant_goal()
 s = w.start(torch.zeros(1, 1, 2), torch.rand(1, 1, 29))
 try: w.step(s, torch.zeros(1, 1, 2), torch.zeros(1, 1, 8))
-except ImportError as e: print(e)
+except Unable as e: print(e)
 '''
 
 @pytest.mark.parametrize('fake,installed,message', [
-    ('None', None, "need MuJoCo 4.0 or newer, and it is not installed: pip install --upgrade 'ldm-nb[mujoco]'"),
-    ('types.ModuleType("mujoco")', '3.3.2', "version 3.3.2 is installed: pip install --upgrade 'ldm-nb[mujoco]'"),
+    ('None', None, "need MuJoCo 4.0 or newer, and it is not installed: pip install --upgrade 'mujoco>=4'"),
+    ('types.ModuleType("mujoco")', '3.3.2', "version 3.3.2 is installed: pip install --upgrade 'mujoco>=4'"),
     ('types.ModuleType("mujoco")', '4.0.0', "MuJoCo 4.0.0 is installed, but cannot be imported: No module named 'mujoco.batch'")], ids=['missing', 'old', 'broken'])
 def test_without_mujoco(fake, installed, message):
     "Gridworlds never ask for it; the others say what to install"

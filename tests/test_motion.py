@@ -10,20 +10,22 @@ from PIL import Image
 
 pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
 
-from ldm_nb import cli, jobs, motion as m
+from ldm_nb import cli, film as f, jobs, motion as m
 from ldm_nb.cli import main
 from ldm_nb.gridworld import gridworld
 from ldm_nb.locomotion import ANT, CHEETAH, ant_direction, ant_goal, cheetah_velocity, load, parts
-from ldm_nb.motion import Unable, episode, film, returns, view, watch
+from ldm_nb.film import camera
+from ldm_nb.motion import episode, film, returns, view, watch
 from ldm_nb.policy import Agent
+from ldm_nb.process import Unable
 from ldm_nb.rollout import rollout
 
 MADE = dict(dir=ant_direction(), goal=ant_goal(), vel=cheetah_velocity(), contacts=ant_goal(contacts=True))
 
 @pytest.fixture
 def gl():
-    m.backend.cache_clear()
-    try: return m.backend()
+    f.backend.cache_clear()
+    try: return f.backend()
     except Unable as e: pytest.skip(str(e))
 
 def flail(world, strength=1.):
@@ -108,7 +110,7 @@ def test_speeds():
 
 @pytest.mark.parametrize('task', [0, .785398, math.pi/2, -2.])
 def test_direction_marks(task):
-    rods, words = m.mark_direction(np.array([task]), np.array([[1., 2., .6]]))
+    rods, words = f.mark_direction(np.array([task]), np.array([[1., 2., .6]]))
     d = np.subtract(rods[0].b, rods[0].a)
     assert math.isclose(math.atan2(d[1], d[0]), task, abs_tol=1e-6) and f'{math.degrees(task):.0f} degrees' in words
 
@@ -129,10 +131,10 @@ def test_a_finished_run_draws_them(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['egl', 'osmesa'])
 def test_backends(name, tmp_path):
     "Each way to OpenGL alone, in a process that imported MuJoCo without it"
-    code = ('import mujoco, torch; from ldm_nb.motion import *; from ldm_nb.locomotion import *\n'
+    code = ('import mujoco, torch; from ldm_nb.film import *; from ldm_nb.locomotion import *; from ldm_nb.process import Unable\n'
             'try: print("uses", backend())\nexcept Unable as e: print(e); raise SystemExit\n'
             's = start(ANT, False, torch.zeros(1, 1, 2))[0]\n'
-            'x, = shots(view(ant_goal()), torch.tensor([1., 0.]), s)\n'
+            'x, = shots(camera(ant_goal()), torch.tensor([1., 0.]), s)\n'
             'print(x.shape, int(x.max()) - int(x.min()) > 100)')
     env = dict(os.environ, MUJOCO_GL=name)
     r = subprocess.run([sys.executable, '-c', 'import os; os.environ.pop("MUJOCO_GL"); import mujoco\n'
@@ -147,7 +149,7 @@ def test_goal_is_seen(gl):
     "A goal to the right is red on the right of the picture, one to the left on the left, one far away nowhere"
     states = episode(watched(MADE['goal'], 1), 0)[:1]
     def columns(x, y):
-        image, = m.shots(view(MADE['goal']), torch.tensor([x, y]), states)
+        image, = m.shots(camera(MADE['goal']), torch.tensor([x, y]), states)
         return red(image).nonzero()[1]
     right, left = columns(1.5, 0.), columns(-1.5, 0.)
     assert len(right) > 50 and right.min() > 240 and len(left) > 50 and left.max() < 240 and len(columns(0., -30.)) == 0
@@ -157,14 +159,14 @@ def test_film(gl, world, tmp_path):
     "Twenty pictures a second; what is simulated does not change with what was filmed"
     x = watched(world, 1)
     film(world, x.task[0, 0], episode(x, 1)[:5], tmp_path/'film.gif', 'note')
-    with Image.open(tmp_path/'film.gif') as f: assert (f.n_frames, f.size, f.info['duration']) == (5, (480, 360), 50)
+    with Image.open(tmp_path/'film.gif') as gif: assert (gif.n_frames, gif.size, gif.info['duration']) == (5, (480, 360), 50)
     assert [p.name for p in tmp_path.iterdir()] == ['film.gif']
     assert torch.equal(watched(world, 1).after, x.after)
 
 def test_looks_only():
     "The stage is the same body"
     for body in (ANT, CHEETAH):
-        a, b = load(body), m.stage(body)
+        a, b = load(body), f.stage(body)
         for k in ('body_mass', 'body_inertia', 'geom_size', 'geom_friction', 'jnt_range', 'dof_damping', 'actuator_gear'):
             assert np.array_equal(getattr(a, k), getattr(b, k)), k
         assert a.mat('MatPlane').reflectance == .5 and a.light_diffuse[0, 0] == 1
@@ -228,11 +230,11 @@ def test_no_run(tmp_path, capsys):
 
 def test_without_opengl(run, capsys, monkeypatch):
     "No library can be loaded: status 1, and what to install"
-    m.backend.cache_clear()
+    f.backend.cache_clear()
     monkeypatch.setenv('PYOPENGL_PLATFORM', 'none')     # which MuJoCo refuses, as if the library were missing
-    monkeypatch.setattr(m, 'GL', ('egl', 'osmesa'))
+    monkeypatch.setattr(f, 'GL', ('egl', 'osmesa'))
     code, out, err = ldm(capsys, 'render', run)
-    m.backend.cache_clear()
+    f.backend.cache_clear()
     assert code == 1 and not out and len(err.splitlines()) == 1 and not list(run.iterdir())
     assert 'no OpenGL works here (tried: egl, osmesa)' in err and 'sudo apt install libegl1, or libosmesa6' in err
 
@@ -244,10 +246,10 @@ def test_without_ffmpeg(run, capsys, monkeypatch):
     assert code == 1 and 'pip install imageio-ffmpeg' in err and not list(run.iterdir())
 
 def test_without_mujoco(run, capsys, monkeypatch):
-    def engine(): raise ImportError("the worlds need MuJoCo 4.0 or newer: pip install --upgrade 'ldm-nb[mujoco]'")
+    def engine(): raise Unable("the worlds need MuJoCo 4.0 or newer: pip install --upgrade 'mujoco>=4'")
     monkeypatch.setattr(m, 'engine', engine)
     code, out, err = ldm(capsys, 'render', run)
-    assert code == 1 and "pip install --upgrade 'ldm-nb[mujoco]'" in err
+    assert code == 1 and "pip install --upgrade 'mujoco>=4'" in err
 
 def test_gridworld_run(tmp_path, capsys):
     "A trained run of a gridworld: its map, without MuJoCo"
