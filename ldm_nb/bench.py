@@ -47,7 +47,7 @@ def timed(
             state, metrics = f(*args)
             S, mine = len(next(iter(metrics.values()))), spent | dict(memory=memory())
             spent.clear() # each time is told once
-            return state, {k: torch.full((S,), v) for k, v in mine.items()}
+            return state, {k: torch.full((S,), v, dtype=torch.float32, device='cpu') for k, v in mine.items()}
         return run
     stages = {k: told(clock(k, f)) for k, f in (method.stages or dict(update=method.update)).items()}
     if duet := method.duet: duet = clock('rollout', duet[0]), clock('dream', duet[1]), duet[2]
@@ -67,9 +67,9 @@ def matmul_rate(
 )->float: # GFLOP/s, of all cores together
     "Rate of products of 1024 x 1024 matrices in single precision"
     n, seeds = 1024, list(range(processes))
-    def draw(*_): return torch.full((n, n), 1/n, device=device)
+    def draw(*_): return torch.full((n, n), 1/n, dtype=torch.float32, device=device)
     toy = Method('products', None, None, draw, lambda *_: None, _products, None)
-    gens, zero = generators(seeds), torch.zeros(processes, device=device)
+    gens, zero = generators(seeds), torch.zeros(processes, dtype=torch.float32, device=device)
     p = Progress(seeds, dict(params=dict(w=zero), opt=dict(m=zero)))
     def best(step):
         out = []
@@ -100,7 +100,7 @@ def step_share(
 )->float: # usually below 1; the median round
     "Speed of `world.step`, tensors in and out, over that of the simulator alone"
     task = world.family.splits['eval'].tasks[:1].expand(1, n, -1)
-    noise = torch.rand(steps, 1, n, world.action_dim, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(steps, 1, n, world.action_dim, generator=torch.Generator('cpu').manual_seed(0), dtype=torch.float32, device='cpu')
     acts, first = 2*noise - 1, world.start(task)
     def once():
         state, begun = first, time.perf_counter()

@@ -43,7 +43,7 @@ def read_curves(
     frames = sorted(f for f in set.intersection(*(set(r['frames']) for r in sound)) if f <= limit)
     at = [[r['frames'].index(f) for f in frames] for r in sound]
     def number(x): return math.nan if x is None else x
-    def pick(k): return torch.tensor([[number(r[k][i]) for i in a] for r, a in zip(sound, at)]).double() # [S,n,...]
+    def pick(k): return torch.tensor([[number(r[k][i]) for i in a] for r, a in zip(sound, at)], dtype=torch.float32, device='cpu').double() # [S,n,...]
     other = 'frames', 'by_task', 'per_task', 'tasks', 'segments'
     keys = [k for k, v in sound[0].items() if isinstance(v, list) and k not in other and all(k in r for r in sound)]
     by_task = pick('by_task') if all(len(r.get('by_task', [])) == len(r['frames']) for r in sound) else None
@@ -102,10 +102,10 @@ def improvement_interval(
     level:float=.95, draws:int=2000, seed:int=0, # as in `interval`
 )->tuple: # low, high
     "Percentile bootstrap of `improvement`, whole seeds of both groups resampled"
-    gen = torch.Generator().manual_seed(seed)
-    i, j = (torch.randint(len(z), (draws, len(z)), generator=gen) for z in (x, y))
+    gen = torch.Generator('cpu').manual_seed(seed)
+    i, j = (torch.randint(len(z), (draws, len(z)), generator=gen, device='cpu') for z in (x, y))
     p = improvement(x[i], y[j]).double()
-    return tuple(p.quantile(torch.tensor([(1 - level)/2, (1 + level)/2]).double()).tolist())
+    return tuple(p.quantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float32, device='cpu').double()).tolist())
 
 # %% ../nbs/63_compare.ipynb #63c00010
 def band(
@@ -117,7 +117,7 @@ def band(
         mean, std = x.mean(0), x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
         return mean, mean - std, mean + std
     low, high = zip(*(interval(y, iqm) for y in x.T))
-    return iqm(x.T), torch.tensor(low), torch.tensor(high)
+    return iqm(x.T), torch.tensor(low, dtype=torch.float32, device='cpu'), torch.tensor(high, dtype=torch.float32, device='cpu')
 
 def draw_bands(
     runs:dict, # label -> Curves
@@ -248,8 +248,8 @@ def student(
 
     ```
     """
-    grid = torch.linspace(0, 100, 50_001, dtype=torch.float64)
-    p = torch.distributions.StudentT(torch.tensor(dof).double()).log_prob(grid).exp()
+    grid = torch.linspace(0, 100, 50_001, dtype=torch.float64, device='cpu')
+    p = torch.distributions.StudentT(torch.tensor(dof, dtype=torch.float32, device='cpu').double()).log_prob(grid).exp()
     return grid[1 + torch.searchsorted((p[1:] + p[:-1]).cumsum(0)*grid[1]/2, level/2)].item()
 
 def contrast(
@@ -296,7 +296,7 @@ def judged(
     lines, words = [f'| {source} | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
-        gap, low, high = welch(c.x, torch.full((2,), c.y) if isinstance(c.y, (int, float)) else c.y)
+        gap, low, high = welch(c.x, torch.full((2,), c.y, dtype=torch.float32, device='cpu') if isinstance(c.y, (int, float)) else c.y)
         ends = low*c.sign, high*c.sign
         words.append('agrees' if min(ends) > 0 else 'open' if max(ends) >= 0 else 'not yet' if c.late else 'disagrees')
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'

@@ -157,7 +157,7 @@ class Crew:
         "One iteration of every seed, instead of `iterate`"
         answers = self._ask('step')
         for _, frozen in answers: progress.frozen.update(frozen)
-        return {k: torch.tensor([x for metrics, _ in answers for x in metrics[k]]) for k in answers[0][0]}
+        return {k: torch.tensor([x for metrics, _ in answers for x in metrics[k]], dtype=torch.float32, device='cpu') for k in answers[0][0]}
 
     def fetch(self, progress:Progress)->None:
         "Bring the stack and its generators up to date, as they must be before an evaluation or a checkpoint"

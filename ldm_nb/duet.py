@@ -34,7 +34,7 @@ def asleep(
     def answer(said):
         nonlocal own, new, noise, state
         word, frozen = said
-        if new: own, new = choose(~torch.tensor(frozen), new, own), None # of the learning before
+        if new: own, new = choose(~torch.tensor(frozen, device='cpu'), new, own), None # of the learning before
         if word == 'save': tree_map(lambda h, x: h.copy_(x), home, own)
         elif word == 'dream':
             noise = method.draw(cfg, world, gens, progress.iteration)
@@ -80,7 +80,7 @@ class Duet:
         traj = join(self.lived, self.dreamt)
         new, metrics = self.act(self.cfg, self.world, progress.state, traj, self.noise, progress.iteration)
         self.ahead(new, progress.iteration + 1)
-        metrics |= {k: torch.tensor(v) for k, v in heard(self.line).items()}
+        metrics |= {k: torch.tensor(v, dtype=torch.float32, device='cpu') for k, v in heard(self.line).items()}
         accept(progress, new, metrics, traj)
         return metrics
 

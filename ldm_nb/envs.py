@@ -33,7 +33,7 @@ def spaces(
     trial:bool, # is the flag the last number of an observation?
 )->tuple: # observation space, action space of one environment
     "What one environment shows and takes"
-    inf = torch.full((world.obs_dim + 1,), torch.inf, dtype=torch.float32)
+    inf = torch.full((world.obs_dim + 1,), torch.inf, dtype=torch.float32, device='cpu')
     low, high = (-inf, inf) if world.places is None else (world.places.amin(0), world.places.amax(0))
     low[-1], high[-1], O = 0, 1, world.obs_dim + trial
     obs = Box(low[:O].numpy(), high[:O].numpy(), dtype=np.float32)
@@ -114,7 +114,7 @@ def fresh(
 )->dict: # a batch at its first moment, a tree of [n,1,...]
     "Begin `n` tasks"
     N, U, s = world.episodes, world.reset_noise, world.family.splits[split]
-    u = torch.zeros(len(rngs), s.noise + N*U, dtype=torch.float32)
+    u = torch.zeros(len(rngs), s.noise + N*U, dtype=torch.float32, device='cpu')
     for i in np.flatnonzero(mask): u[i] = torch.from_numpy(rngs[i].random(u.shape[1], dtype=np.float32))
     task = (s.sample(u[:, :s.noise]) if task is None else task)[:, None]
     u = u[:, s.noise:].reshape(len(rngs), 1, N, U)
@@ -131,7 +131,7 @@ def advance(
     "One step of all"
     trial, u = Trial(**now['trial']), now['u']
     k = (trial.episode[:, 0] + 1).clamp(max=world.episodes - 1) # the start that follows if this episode ends
-    after, seen = step(world, trial, action[:, None], u[torch.arange(len(u)), :, k])
+    after, seen = step(world, trial, action[:, None], u[torch.arange(len(u), device='cpu'), :, k])
     info = dict(task=trial.task, episode_index=trial.episode, step=trial.step + 1)
     now = dict(trial=after._asdict(), u=u, t=now['t'] + 1, obs=seen.obs, info=info, state=seen.state)
     return now, seen.reward[:, 0], seen.done[:, 0]
@@ -241,7 +241,7 @@ class Batch:
 
     def begin(self, who, split, task=None): # who: [n] bool
         new = fresh(self.world, split, [rng for rng, _ in self.seeded], who, task)
-        self.now = choose(torch.as_tensor(who), new, self.now) if self.now else new
+        self.now = choose(torch.from_numpy(who), new, self.now) if self.now else new
         self.pictures.follow(self.now, who)
 
     def step(self, action): # reward, terminated, truncated, all [n]

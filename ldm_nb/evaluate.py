@@ -100,9 +100,10 @@ def interval(
     seed:int=0, # of the bootstrap's noise
 )->tuple: # low, high
     "Percentile bootstrap that resamples whole seeds"
-    i = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(seed))
+    noise = torch.Generator('cpu').manual_seed(seed)
+    i = torch.randint(len(x), (draws, len(x)), generator=noise, device='cpu')
     s = stat(x[i])
-    return tuple(s.quantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=s.dtype)).tolist())
+    return tuple(s.quantile(s.new_tensor([(1 - level)/2, (1 + level)/2])).tolist())
 
 # %% ../nbs/60_evaluate.ipynb #abeedbfc
 def draw_curves(

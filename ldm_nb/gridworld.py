@@ -30,7 +30,7 @@ def rings(
 
     ```
     """
-    return torch.tensor([[x, y] for x in range(SIZE) for y in range(SIZE) if max(x, y) in ks], dtype=torch.float32)
+    return torch.tensor([[x, y] for x in range(SIZE) for y in range(SIZE) if max(x, y) in ks], dtype=torch.float32, device='cpu')
 
 # %% ../nbs/11_gridworld.ipynb #c4af4c42
 GRIDWORLD = Family('gridworld', ('goal x (cells)', 'goal y (cells)'), dict( # Figure 1
@@ -43,7 +43,7 @@ EXTRAPOLATION = Family('gridworld-extrapolation', GRIDWORLD.columns, dict( # Fig
 
 # %% ../nbs/11_gridworld.ipynb #51ac4e3f
 ACTIONS = ('stay', 'up', 'right', 'down', 'left')
-MOVES = torch.tensor([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]], dtype=torch.float32)
+MOVES = torch.tensor([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]], dtype=torch.float32, device='cpu')
 
 def start(
     task:Tensor, # [S,B,2] goals
@@ -104,7 +104,7 @@ def cells(
     return (SIZE*obs[..., 0] + obs[..., 1]).long()
 
 # [49,3] an observation in each cell
-PLACES = torch.tensor([[x, y, 0] for x in range(SIZE) for y in range(SIZE)], dtype=torch.float32)
+PLACES = torch.tensor([[x, y, 0] for x in range(SIZE) for y in range(SIZE)], dtype=torch.float32, device='cpu')
 
 # %% ../nbs/11_gridworld.ipynb #7c10d2ab
 def distinct(
@@ -117,7 +117,7 @@ def distinct(
     return torch.cat([places, obs[:, :, last]], 2), slot
 
 # %% ../nbs/11_gridworld.ipynb #f00eb6e2
-_POWERS = torch.tensor([1, 5, 25])
+_POWERS = torch.tensor([1, 5, 25], device='cpu')
 
 def pack(
     obs:Tensor, # [S,T,B,3] observations after each step of whole tasks

@@ -86,20 +86,20 @@ def turns(
     ks:tuple, # eighths of a turn
 )->Tensor: # [K,1] rad, float32
     "Directions"
-    return (torch.tensor(ks, dtype=torch.float64)*math.pi/4).float()[:, None]
+    return (torch.tensor(ks, dtype=torch.float64, device='cpu')*math.pi/4).float()[:, None]
 
 def cross(
     *radii, # m
 )->Tensor: # [4K,2] x, y
     "Goals at 0, 90, 180 and 270 degrees, radius by radius"
     return torch.tensor([[r*x, r*y] for r in radii for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1))],
-                        dtype=torch.float32)
+                        dtype=torch.float32, device='cpu')
 
 def column(
     *xs, # numbers
 )->Tensor: # [K,1]
     "Tasks of one number"
-    return torch.tensor(xs, dtype=torch.float32)[:, None]
+    return torch.tensor(xs, dtype=torch.float32, device='cpu')[:, None]
 
 # %% ../nbs/12_locomotion.ipynb #dd07f6bb
 FIVE = .75, 1.25, 1.75, 2.25, 2.75 # m/s, Table 1
@@ -437,7 +437,7 @@ def bare_rate(
     "How fast the simulator is by itself"
     k, took = body.nq + 2*body.nv, []
     p, gen = engine().batch.Batch(load(body), n, threads), np.random.default_rng(0)
-    acts, first = gen.uniform(-1, 1, (steps, n, body.motors)), start(body, False, torch.zeros(1, n, 1))[0, :, :k].numpy()
+    acts, first = gen.uniform(-1, 1, (steps, n, body.motors)), start(body, False, torch.zeros(1, n, 1, device='cpu'))[0, :, :k].numpy()
     p.warning[..., 1] = 1
     for _ in range(3):
         p.state[:, 1:1+k], begun = first, time.perf_counter()
@@ -507,8 +507,8 @@ def at_rest(
     "Mean return of an episode without torques, in each task"
     tasks = world.family.splits[split].tasks
     task = tasks.expand(1 if u is None else len(u), *tasks.shape)
-    state, total, alive = world.start(task, u), torch.zeros(task.shape[:2], dtype=torch.float32), torch.ones(task.shape[:2], dtype=torch.float32)
+    state, total, alive = world.start(task, u), task.new_zeros(task.shape[:2]), task.new_ones(task.shape[:2])
     for _ in range(world.horizon):
-        state, reward, died = world.step(state, task, torch.zeros(*task.shape[:2], world.action_dim, dtype=torch.float32))
+        state, reward, died = world.step(state, task, task.new_zeros(*task.shape[:2], world.action_dim))
         total, alive = total + alive*reward, alive*~died
     return total.mean(0)

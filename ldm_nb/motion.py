@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Annulus
 from PIL import Image
 from .process import BadInput, Unable
-from .core import draw, generators
+from .core import draw, generators, one_thread
 from .tasks import World, check_task
 from .locomotion import ANT, CHEETAH, DIRECTION, GOAL, VELOCITY, RADII, DT, Body, engine, parts
 from .trial import begin, step
@@ -42,6 +42,7 @@ class Motion(NamedTuple):
     end:Tensor # [S,T,B] bool, an episode ended
     task:Tensor # [S,B,D]
 
+@one_thread()
 @torch.no_grad()
 def watch(
     world:World, # how states move
@@ -144,7 +145,7 @@ def draw_speeds(
     fig = Figure(figsize=(9.6, 2.2*(len(tasks)//4 + 1) + .4), dpi=80, layout='constrained')
     axes = fig.subplots(len(tasks)//4 + 1, 4, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[len(tasks):]: ax.set_axis_off()
-    kind_of, t = kinds(world, tasks), DT*torch.arange(1, world.horizon + 1)
+    kind_of, t = kinds(world, tasks), DT*torch.arange(1, world.horizon + 1, dtype=torch.float32, device='cpu')
     for i, (ax, b) in enumerate(zip(axes.flat, tasks[:, 0].argsort().tolist())):
         first, last = (velocity(CHEETAH, episode(motion, k, b, s)).cpu() for k in (0, N - 1))
         ax.plot(t[:len(last)], last, color=COLOURS[kind_of[b]], lw=.6, alpha=.4)
@@ -346,6 +347,6 @@ def read_task(
         raise BadInput(f'task is {text!r:.80}: write its numbers with commas between, {", ".join(family.columns)}')
     fixed = family.splits['eval'].tasks
     if len(numbers) == fixed.shape[1]:
-        far = (fixed - torch.tensor(numbers)).abs().amax(1)
+        far = (fixed - torch.tensor(numbers, dtype=torch.float32, device='cpu')).abs().amax(1)
         if far.min() < .005: return fixed[far.argmin()]
     return check_task(family, numbers)

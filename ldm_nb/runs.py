@@ -273,7 +273,7 @@ def unseal(
         if seal or number > 1:
             blank = data.replace(seal.encode(), b'0'*64, 1)
             if sha256(blank).hexdigest() != seal: raise ValueError('the checksum differs')
-        tensors = load(data)
+        with torch.device('cpu'): tensors = load(data)
         return {k: tensors[k] for k in about.pop('names', tensors)}, about
     except RunError: raise
     except Exception as e: raise Damaged(f'{path} is damaged: {e}') from None

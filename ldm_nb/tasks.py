@@ -93,7 +93,7 @@ def check_task(
 )->Tensor: # [D]
     "`task` as a tensor; raises `BadInput` where it is malformed or outside of the split"
     s, D, cols = family.splits[known(split, family.splits, 'split')], len(family.columns), family.columns
-    try: t = torch.as_tensor(task, dtype=torch.float32)
+    try: t = torch.as_tensor(task, dtype=torch.float32, device='cpu')
     except (TypeError, ValueError, RuntimeError):
         raise BadInput(f'a task of {family.name} is {cols}, not {task!r}') from None
     if t.shape != s.tasks.shape[1:]:
