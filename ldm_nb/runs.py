@@ -67,7 +67,7 @@ def versions()->dict: # package -> version, None where it is not installed
 
 def commit()->str: # 40 hex digits, perhaps `+`
     "The commit of the source tree this package runs from, with `+` if it was edited since; None outside of one"
-    here = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    here = dict(cwd=Path(__file__).parent, capture_output=True, encoding='utf-8', errors='replace', check=True)
     def git(*a): return subprocess.run(['git', *a], **here).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', Path(__file__).name) # not a copy that lies in somebody else's tree
@@ -80,7 +80,7 @@ def machine()->dict: # cpu, cores, gpu
     cpu = next(names, platform.machine())
     return dict(cpu=cpu, cores=os.cpu_count(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
-def _lines(path): return Path(path).read_text().splitlines() if Path(path).exists() else []
+def _lines(path): return Path(path).read_text(encoding='utf-8', errors='replace').splitlines() if Path(path).exists() else []
 
 # %% ../nbs/52_runs.ipynb #0ea534cc
 class RunError(Exception):
