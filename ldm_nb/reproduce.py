@@ -329,8 +329,8 @@ def said_of(
 )->str:
     "Which machine the estimates are from"
     if not history: return 'no record of ldm bench lies beside the records'
-    m = history[-1]['machine']
-    return f"estimated from ldm bench on {m['cpu']} with {m['cores']} cores ({history[-1]['date']}); ~: from the nearest world or method that was timed"
+    on = dict.fromkeys(f"{r['machine']['cpu']} with {r['machine']['cores']} cores" for r in reversed(history))
+    return f"estimated from ldm bench on {' and '.join(on)} (newest: {history[-1]['date']}); ~: from the nearest world or method that was timed"
 
 # %% ../nbs/92_reproduce.ipynb #92d00006
 def overview(
