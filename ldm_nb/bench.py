@@ -170,7 +170,8 @@ def report(
     lines = [f"{r['world']} {r['method']}: {r['seeds']} seed{'s'*(r['seeds'] > 1)} on {where}, {how}",
              f"  {speed:,} frames/s, {speed/r['matmul_gflops']:.0f} for each GFLOP/s of matrix products",
              *(f'  {k:12} {v:6.1%} {v*frame:8.2f} us a frame' for k, v in r['shares'].items()),
-             *([f"  {speed/r['physics_per_s']:.1%} of what the simulator does alone, whose step loses {1-r['step_share']:.1%} by the copying around it"] if 'step_share' in r else []),
+             *([f"  {speed/r['physics_per_s']:.1%} of what the simulator does alone",
+                f"  {1-r['step_share']:.1%} of its step is lost by the copying around it"] if 'step_share' in r else []),
              f"  {flop/1e6:.2f} MFLOP a frame: {r['achieved_gflops']:.0f} of {r['matmul_gflops']:.0f} GFLOP/s",
              f"  {r['peak_memory_gib']:.2f} GiB of memory at most"]
     return '\n'.join(lines)

@@ -32,7 +32,9 @@ def normal_workers(
 )->int: # n
     "The workers that see true rewards; raises `BadInput` where none is left"
     M, B = cfg.mixture.mixture_workers, cfg.workers
-    if not 0 <= M < B: raise BadInput(f'mixture_workers is {M}: it must leave at least one of the {B} workers normal')
+    if B < 1: raise BadInput(f'workers is {B}: there must be at least one')
+    rest = f'at least one of the {B} workers' if B > 1 else 'the only worker'
+    if not 0 <= M < B: raise BadInput(f'mixture_workers is {M}: it must leave {rest} normal')
     return B - M
 
 def weight_dims(

@@ -269,14 +269,17 @@ def parse_seeds(
 
     ```
     """
-    if m := re.fullmatch(r'(\d+):(\d+)', text.strip()): seeds = list(range(int(m[1]), int(m[2])))
-    elif re.fullmatch(r'\d+(,\d+)*', text.strip()): seeds = [int(x) for x in text.split(',')]
-    else: raise BadInput(f'seeds are {text!r}: write 0:8 (eight of them), 3,7 (these two) or 5 (one)')
-    if not seeds: raise BadInput(f'seeds are {text!r}: that is an empty range')
-    if len(set(seeds)) < len(seeds): raise BadInput(f'seeds are {text!r}: one stands there twice')
-    if len(seeds) > 1024 or max(seeds) >= 2**31:
-        raise BadInput(f'seeds are {text!r}: at most 1024 of them, each below 2**31')
-    return seeds
+    span, words = re.fullmatch(r'\d+:\d+', text.strip()), re.findall(r'\d+', text)
+    def bad(why): return BadInput(f'seeds are {text!r:.60}: {why}')
+    if not span and not re.fullmatch(r'\d+(,\d+)*', text.strip()):
+        raise bad('write 0:8 (eight of them), 3,7 (these two) or 5 (one)')
+    most = 'at most 1024 of them, each below 2**31'
+    if max(map(len, words)) > 18 or not span and len(words) > 1024: raise bad(most) # counted before a list is made
+    ends = [int(x) for x in words]
+    if span and ends[0] >= ends[1]: raise bad('that is an empty range')
+    if max(ends) > 2**31 - (not span) or span and ends[1] - ends[0] > 1024: raise bad(most)
+    if len(set(ends)) < len(ends): raise bad('one stands there twice')
+    return list(range(*ends)) if span else ends
 
 def parse_frames(
     text, # as in the example, or a number
@@ -291,7 +294,7 @@ def parse_frames(
     """
     try: x = float(text)
     except (TypeError, ValueError): x = math.nan
-    if not 1 <= x <= 1e12: raise BadInput(f'frames are {text!r}: write a number from 1 to 1e12, such as 1e7')
+    if not 1 <= x <= 1e12: raise BadInput(f'frames are {text!r:.60}: write a number from 1 to 1e12, such as 1e7')
     return math.ceil(x)
 
 # %% ../nbs/90_presets.ipynb #ea39c739

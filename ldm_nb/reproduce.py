@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', 'of', 'read_table', 'budget', 'kept_of', 'lacking',
            'fresh', 'span', 'started', 'command', 'train_row', 'chosen', 'reproduce', 'kept_weights', 'with_more',
-           'keep_weights', 'speed', 'overview', 'recorded', 'absent', 'Networks', 'kept_networks', 'whose']
+           'keep_weights', 'speed', 'read_bench', 'estimate', 'said_of', 'overview', 'check_labels', 'recorded',
+           'absent', 'Networks', 'kept_networks', 'whose']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
-import csv, json, time
+import csv, json, math, time
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -23,7 +24,8 @@ from .runs import Exists, at, check_name, checkpoints, load_weights, read_config
 from .compare import read_curves
 from .lock import Busy, locked
 from .jobs import helpers, most
-from .presets import WORLDS, METHODS, PRESETS, method_of, world_of, as_stored, plain_settings, preset, override, settings, check, iterations, parse_frames, parse_seeds
+from .presets import (WORLDS, METHODS, PRESETS, ROBOTS, method_of, world_of, as_stored, plain_settings, preset, override, settings, check, iterations,
+    parse_frames, parse_seeds)
 
 # %% ../nbs/92_reproduce.ipynb #92a00007
 class Experiment(NamedTuple):
@@ -302,13 +304,52 @@ def speed(
             times.append(time.perf_counter() - begun)
     return len(seeds)*frames_of(cfg, world)/median(times)
 
+# %% ../nbs/92_reproduce.ipynb #92d00003
+def read_bench(
+    folder, # such as data/bench
+)->list: # of records of `ldm bench` on a CPU, the newest last
+    "What was timed; lines that are no such records are left out"
+    lines = [l for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text(encoding='utf-8', errors='replace').splitlines()]
+    def record(l):
+        try: r = json.loads(l)
+        except ValueError: return None
+        whole = isinstance(r, dict) and {'world', 'method', 'preset', 'seeds', 'threads', 'frames_per_s', 'machine', 'date'} <= r.keys()
+        return r if whole and r.get('device') == 'cpu' and r['frames_per_s'] > 0 else None
+    return sorted(filter(None, map(record, lines)), key=lambda r: r['date'])
+
+def estimate(
+    history:list, # of `read_bench`
+    processes:int, # at most so many
+    e:Experiment, seeds:list, # what is to be trained
+)->tuple: # frames/s, summed over seeds, or None; '' or '~'
+    "How fast the nearest record trained, and whether it was of another world or method"
+    world, method = world_of(e.world, cfg := config(e)), e.method.removesuffix('-oracle')
+    threads = min(processes, most(method_of(e.world, e.method), cfg, len(seeds)))
+    def far(r):
+        other = r['world'] != e.world, r['method'].removesuffix('-oracle') != method
+        return other, r['preset'] != e.preset, abs(math.log(r['seeds']/len(seeds))) + abs(math.log(r['threads']/threads))
+    alike = [r for r in reversed(history) if r['world'] in WORLDS and (r['world'] in ROBOTS) == (e.world in ROBOTS)]
+    if not alike: return None, ''
+    best = min(alike, key=far)
+    return best['frames_per_s'], '~'*any(far(best)[0])
+
+def said_of(
+    history:list, # of `read_bench`
+)->str:
+    "Which machine the estimates are from"
+    if not history: return 'no record of ldm bench lies beside the records'
+    on = dict.fromkeys(f"{r['machine']['cpu']} with {r['machine']['cores']} cores" for r in reversed(history))
+    return f"estimated from ldm bench on {' and '.join(on)} (newest: {history[-1]['date']}); ~: from the nearest world or method that was timed"
+
+# %% ../nbs/92_reproduce.ipynb #92d00006
 def overview(
     rows:list, data, runs, # as in `reproduce`
-    rate, # Experiment, seeds -> frames/s
+    rate, # Experiment, seeds -> frames/s or None, a mark
+    source:str='', # of the rates
 )->str: # Markdown
     "What is done, what is missing, and what that costs; each record once"
     lines = ['| figures | record | seeds | frames | state | hours |', '|---|---|---|--:|---|--:|']
-    hours, rates, seen, planned = 0., {}, set(), {}
+    hours, unknown, rates, seen, planned = 0., 0, {}, set(), {}
     for e in rows:
         key = e.name, tuple(e.seeds), e.frames
         if key in seen: continue
@@ -323,13 +364,24 @@ def overview(
             if kind not in rates: rates[kind] = rate(e, seeds)
             before = [max(done, planned.get((e.name, s), 0)) for s in seeds] # by rows above this one
             planned |= {(e.name, s): budget(e) for s in seeds}
-            left = sum(max(budget(e) - b, 0) for b in before)/rates[kind]/3600
-            hours += left
             state = (f'{done/budget(e):.0%} of ' if done else 'missing: ') + f'{len(seeds)} seeds'
-            cost = f'{left:.1f}'
+            left, (speed, mark) = sum(max(budget(e) - b, 0) for b in before)/3600, rates[kind]
+            hours, unknown = hours + left/(speed or math.inf), unknown + (not speed)
+            cost = f'{mark}{left/speed:.1f}' if speed else '?'
         figures = ', '.join(dict.fromkeys(x.figure for x in same))
         lines.append(f'| {figures} | {e.name} | {span(e.seeds)} | {e.frames:g} | {state} | {cost} |')
-    return '\n'.join([*lines, '', f'{hours:.1f} hours are missing, at the speed of this machine now.'])
+    end = f'{hours:.1f} hours are missing' + f', and those of {unknown} rows that nobody has timed (--measure does)'*bool(unknown)
+    return '\n'.join([*lines, '', f'{end}{"; " + source if source else ""}.'])
+
+# %% ../nbs/92_reproduce.ipynb #92d00007
+def check_labels(
+    named:list, # of Experiment, its name on the page
+)->None:
+    "Raises `BadInput` where one name would stand for two records"
+    owner = {}
+    for e, label in named:
+        if owner.setdefault(label, e.name) != e.name:
+            raise BadInput(f'{owner[label]} and {e.name} would both be called {label!r}: give them different labels')
 
 # %% ../nbs/92_reproduce.ipynb #92a0001d
 def recorded(
@@ -340,6 +392,7 @@ def recorded(
     "The curves of a figure, each cut at the row's frames; raises `RunError` where a record is of other settings"
     def curves(e): return None if lacking(e, data) else read_curves(Path(data)/f'{e.name}.jsonl.gz', e.seeds, budget(e))
     found = [(e, curves(e)) for e in rows]
+    check_labels([(e, label(e)) for e, c in found if c])
     return {label(e): c for e, c in found if c}, [e for e, c in found if not c]
 
 def absent(
@@ -371,7 +424,7 @@ def kept_networks(
     label=lambda e: e.method, # Experiment -> name on the page
 )->tuple: # label -> Networks, list of the rows that are missing
     "The networks of a figure; raises `RunError` where a file is of other settings than its row"
-    found, missing = {}, []
+    found, missing, shown = {}, [], []
     for e in rows:
         path, record = Path(data)/'weights'/f'{e.name}.safetensors', Path(data)/'runs'/f'{e.name}.jsonl.gz'
         frozen = {r['seed'] for r in read_records(record) if r['frozen']} if record.exists() else set()
@@ -382,6 +435,8 @@ def kept_networks(
         if of(e, about['config']): raise RunError(f'{path} is of other settings than {e.name}: keep its weights again')
         state = dict(params=tree_map(lambda x: x[i], params))
         found[label(e)] = Networks(config(e), state, seeds, about['frames'])
+        shown.append((e, label(e)))
+    check_labels(shown)
     return found, missing
 
 # %% ../nbs/92_reproduce.ipynb #92a00023

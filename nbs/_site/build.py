@@ -33,6 +33,7 @@ def pages(nbs=NBS):
     return [Path(nbs)/f for f in sorted(fs, key=lambda f: (len(f.parts) > 1, f.stem != 'index', f.parts))]
 
 def stem(f): return re.sub(r'^\d+[a-z]?_', '', Path(f).stem)
+def module(f): return '__main__' if stem(f) == 'main' else stem(f)  # what a page makes
 def source(c): return ''.join(c['source'])
 def options(c): return [o for l in source(c).splitlines() if l.startswith('#|') and (o := l[2:].strip())]
 def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startswith('#|')).strip('\n')
@@ -152,7 +153,7 @@ def api(names):
     "A page listing every exported name"
     md = '# API\n\n> Every name the package exports, page by page.\n'
     for mod, (f, syms) in names.mods.items():
-        md += f'\n## {LIB}.{mod}\n\n'
+        md += f'\n## {LIB}.{module(f)}\n\n'
         md += ''.join(f'- [`{k}`](#{anchor(mod, k)})' + (f' – {d}' if d else '') + '\n' for k, d in syms.items())
     return md
 
@@ -166,14 +167,14 @@ def prepare(nbs, dst):
         docs[doc] = f, convert(f, names)
         if doc != 'index': groups[doc.split('/')[0].capitalize() if '/' in doc else 'The pages'].append(doc)
     if names.mods:
-        (dst/'api.md').write_text(api(names))
+        (dst/'api.md').write_text(api(names), encoding='utf-8')
         groups['Reference'] = ['api']
     toc = '\n\n'.join(toctree(k, v) for k, v in groups.items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
     if (nbs/'images').exists(): shutil.copytree(nbs/'images', dst/'images')
     for doc, (f, nb) in docs.items():
         (dst/doc).parent.mkdir(parents=True, exist_ok=True)
-        (dst/f'{doc}.ipynb').write_text(json.dumps(nb))
+        (dst/f'{doc}.ipynb').write_text(json.dumps(nb), encoding='utf-8')
     return {doc: (f.relative_to(nbs), nb['cells']) for doc, (f, nb) in docs.items()}
 
 
@@ -221,7 +222,8 @@ def build(out, nbs=NBS):
         docs = prepare(nbs, src)
         opts = ['-b', 'html', '-W', '--keep-going', '-q', '-N', '-c', HERE, '-d', d/'trees']
         cmd = [sys.executable, '-m', 'sphinx', *opts, src, html]
-        r = subprocess.run(cmd, capture_output=True, text=True, cwd=d, env=os.environ | dict(PYTHONWARNINGS='ignore'))
+        r = subprocess.run(cmd, capture_output=True, encoding='utf-8', errors='replace', cwd=d,
+                           env=os.environ | dict(PYTHONWARNINGS='ignore', PYTHONUTF8='1'))
         if r.returncode:
             def page(m):
                 f, cs = docs[m[1]]

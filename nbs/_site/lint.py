@@ -5,7 +5,7 @@ CONTRIBUTING.md lists the rules. A finding names the page, the cell and what to 
 """
 import ast, json, re, sys
 from pathlib import Path
-from build import LIB, NBS, code, exported, options, pages, shown, source, stem
+from build import LIB, NBS, code, exported, module, options, pages, shown, source, stem
 
 EXPORT, LESSON, RUN, SIZE = 50, 15, 2, 300_000   # lines, lines, exported cells to a lesson, bytes
 TITLE = re.compile(r'# \S.*\n+> (\S.*(?:\n>.*)*)')
@@ -52,8 +52,8 @@ def name(f, nb, nbs):
         return
     for c in nb['cells']:
         for o in options(c):
-            if o.startswith('default_exp') and o.split()[1:] != [stem(f)]:
-                yield c, f'a page makes the module of its name: `#| default_exp {stem(f)}`'
+            if o.startswith('default_exp') and o.split()[1:] != [module(f)]:
+                yield c, f'a page makes the module of its name: `#| default_exp {module(f)}`'
 
 def imports(f, nb, nbs):
     n, num = number(f, nbs), {stem(p): k for p in pages(nbs) if (k := number(p, nbs)) is not None}

@@ -51,9 +51,9 @@ def write(txt, nb):
 
 def edit(p):
     nb = read(p)
-    with tempfile.NamedTemporaryFile('w+', suffix='.py', delete=False) as f: f.write(show(nb))
+    with tempfile.NamedTemporaryFile('w+', suffix='.py', delete=False, encoding='utf-8') as f: f.write(show(nb))
     subprocess.run([*os.environ.get('EDITOR', 'vi').split(), f.name], check=True)
-    save(write(Path(f.name).read_text(), nb), p)
+    save(write(Path(f.name).read_text(encoding='utf-8'), nb), p)
 
 def smaller(png):
     "The picture with a palette of 256 colours: a third of the bytes, and lines and bands look the same"
@@ -85,6 +85,7 @@ def run(p):
 
 if __name__ == '__main__':
     cmd, *paths = sys.argv[1:] or ['help']
+    for s in (sys.stdin, sys.stdout): s.reconfigure(encoding='utf-8')
     if cmd not in ('show', 'write', 'edit', 'run') or not paths: sys.exit(__doc__)
     for p in [Path(p).resolve() for p in paths]:
         if cmd == 'show': sys.stdout.write(show(read(p)))
