@@ -207,7 +207,7 @@ def start_resume(
     run:Resume, # the options
     stop=None, # as `over` of `execute`
 )->int: # exit status
-    "`ldm resume`; raises `RunError` where the folder holds no run, `ValueError` where the run is already longer"
+    "`ldm resume`; raises `RunError` where the folder holds no run, `BadInput` where the run is already longer"
     info = read_config(run.run)
     frames = run.frames and parse_frames(run.frames)
     add, gone = (some_seeds(k, getattr(run, k)) for k in ('seeds', 'without'))

@@ -255,7 +255,7 @@ def usable(
     "Raises `Unable` where this machine lacks what the world is simulated with"
     try:
         if v := view(world): load(v.body)
-    except (ImportError, FileNotFoundError) as e: raise Unable(str(e)) from e
+    except FileNotFoundError as e: raise Unable(str(e)) from e # `engine` says so itself where MuJoCo is missing
 
 # %% ../nbs/90_presets.ipynb #d53cac05
 def parse_seeds(

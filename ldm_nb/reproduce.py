@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'config', '
            'absent', 'Networks', 'kept_networks', 'whose']
 
 # %% ../nbs/92_reproduce.ipynb #92a00004
-import csv, json, math, time
+import csv, json, shlex, math, time
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -201,7 +201,7 @@ def train_row(
     if not (seeds := lacking(e, data)): return 0
     folder, done = started(e, seeds, runs)
     folder = folder or fresh(Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}')
-    what = f'going on with {folder}' if done else f"ldm train {' '.join(command(e, seeds))}"
+    what = f'going on with {folder}' if done else shlex.join(['ldm', 'train', *command(e, seeds)])
     say(f'figure {e.figure}: {what}')
     try: status = work(folder, e, seeds)
     except Exists: # another process has begun this run in between

@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 import torch
 
+from ldm_nb.process import Unable
 from ldm_nb import presets
 from ldm_nb.cli import main
 from ldm_nb.core import flat, generators, read_jsonl, take
@@ -105,11 +106,11 @@ def test_failing_physics_is_counted_and_freezes_a_seed_that_cannot_go_on(often, 
     assert [k for k, x in enumerate(seen) if x[1] == torch.inf] == ([] if frozen is None else list(range(frozen, iterations)))
 
 def test_without_mujoco_the_message_says_what_to_install(monkeypatch, capsys, tmp_path):
-    def missing(body): raise ImportError("the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo: pip install --upgrade 'ldm-nb[mujoco]'")
+    def missing(body): raise Unable("the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo: pip install --upgrade 'mujoco>=4'")
     monkeypatch.setattr(presets, 'load', missing)
     with pytest.raises(SystemExit) as e: main(['train', 'ant-dir', '--out', str(tmp_path/'run')])
     err = capsys.readouterr().err
-    assert e.value.code == 2 and 'ldm-nb[mujoco]' in err and 'Traceback' not in err and not (tmp_path/'run').exists()
+    assert e.value.code == 1 and 'mujoco>=4' in err and 'Traceback' not in err and not (tmp_path/'run').exists()
 
 def test_a_run_from_the_command_line(capsys, tmp_path):
     "Trained, stopped half-way through a task, resumed to another budget, measured and drawn"
