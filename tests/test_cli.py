@@ -92,7 +92,7 @@ def test_a_killed_helper_is_named(seeds, tmp_path, capsys, monkeypatch):
 
 def test_bench(tmp_path, capsys):
     "One line of JSON with all that is promised, and the same as text; nowhere to write is found out first"
-    file = tmp_path/'new'/'bench.jsonl'
+    file = tmp_path/'bench.jsonl'
     code, out, _ = ldm(capsys, 'bench', '--method', 'rl2', '--seeds', '0:2', '--threads', '2', '--iterations', '1', '--json', file)
     r, = lines(file)
     assert code == 0 and f"{r['frames_per_s']:,} frames/s" in out and r['threads'] == 2 and r['compiled'] is False
@@ -101,6 +101,8 @@ def test_bench(tmp_path, capsys):
     assert '--json' not in r['command'] and set(r['shares']) == {'noise', 'rollout', 'policy', 'evaluation'}
     code, out, err = ldm(capsys, 'bench', '--json', tmp_path)
     assert code == 2 and 'cannot write there' in err and not out
+    code, out, err = ldm(capsys, 'bench', '--json', tmp_path/'new'/'bench.jsonl')
+    assert code == 2 and 'there is no folder' in err and not out and not (tmp_path/'new').exists()
 
 def test_interrupt_and_resume(tmp_path):
     run = tmp_path/'run'
@@ -141,6 +143,23 @@ BAD = {
     'idle setting': (['train', 'gridworld', '--method', 'varibad', '--p-drop', '0.5'], 'no effect'),
     'cuda': (['train', 'gridworld', '--device', 'cuda:77'], 'GPUs'),
     'device': (['train', 'gridworld', '--device', 'tpu'], 'choose cpu or cuda'),
+    'threads': (['train', 'gridworld', '--threads', '99999'], 'threads is 99999: allowed is 1 to 4096, or 0 for all cores'),
+    'no workers': (['train', 'gridworld', '--workers', '0'], 'workers is 0: there must be at least one'),
+    'one worker': (['train', 'gridworld', '--workers', '1'], 'must leave the only worker normal'),
+    "another method's": (['train', 'gridworld', '--method', 'rl2', '--beta', '2'], 'beta is a setting of ldm, not of rl2'),
+    "another world's": (['train', 'gridworld', '--minibatches=2'], 'on ant-dir, ant-goal, cheetah-vel, not on gridworld'),
+    'many seeds': (['train', 'gridworld', '--seeds', '0:20000000'], 'at most 1024'),
+    'far too many seeds': (['train', 'gridworld', '--seeds', '0:9999999999'], 'at most 1024'),
+    'digits of a seed': (['train', 'gridworld', '--seeds', '9'*5000], 'at most 1024'),
+    'digits of frames': (['train', 'gridworld', '--frames', '9'*5000], 'frames are'),
+    'digits': (['train', 'gridworld', '--threads', '9'*5000], 'a number of 5000 digits is too large'),
+    'digits of a setting': (['train', 'gridworld', '--workers=' + '9'*5000], 'workers is 9999'),
+    'digits of a size': (['train', 'gridworld', '--policy-layers', '16', '9'*5000], 'policy_layers is 9999'),
+    'digits of iterations': (['bench', '--iterations', '9'*5000], 'iterations is 9999'),
+    'one folder twice': (['plot', 'a', './a'], 'one folder stands there twice'),
+    'plot nowhere': (['plot', 'a', 'b', '--out', 'none/x.png'], 'there is no folder none'),
+    'plot as what': (['plot', 'a', 'b', '--out', 'x.gif'], '.png, .pdf, .svg'),
+    'measure': (['reproduce', '--measure'], 'it goes with --list'),
     'checkpoint': (['train', 'gridworld', '--checkpoint-every', '0'], 'at least 1'),
     'variant': (['train', 'gridworld', '--variant', '../x'], 'use letters'),
     'no run': (['evaluate', 'nowhere'], 'not a run folder'),
@@ -251,7 +270,7 @@ def test_list(capsys):
     assert code == 0 and 'gridworld-extrapolation' in out and '--kl-weight' in out and 'per-dimension' in out
     assert ldm(capsys, '--version')[1].startswith('ldm_nb ')
 
-@pytest.mark.parametrize('command', ['train', 'resume', 'check', 'evaluate', 'plot', 'record', 'reproduce', 'bench', 'list'])
+@pytest.mark.parametrize('command', ['train', 'resume', 'check', 'evaluate', 'plot', 'render', 'record', 'reproduce', 'bench', 'list'])
 def test_help(command, capsys):
     code, out, _ = ldm(capsys, command, '--help')
     assert code == 0 and 'usage: ldm ' + command in out

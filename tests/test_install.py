@@ -31,3 +31,8 @@ def test_train(elsewhere, tmp_path):
     r = run(elsewhere, f'from ldm_nb.cli import main; main({argv})', tmp_path)
     assert r.returncode == 0, r.stderr
     assert (tmp_path/'runs/gridworld-ldm/imagined.png').exists()
+
+def test_list(elsewhere, tmp_path):
+    "The catalogue is in the wheel"
+    r = run(elsewhere, 'from ldm_nb.__main__ import main; main(["list"])', tmp_path)
+    assert r.returncode == 0 and '--kl-weight' in r.stdout, r.stderr

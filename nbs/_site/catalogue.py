@@ -17,7 +17,10 @@ def collected():
     from ldm_nb.presets import CHOICES, METHODS, ROBOTS, WORLDS, as_stored, changes, presets_of, sources, usual
     texts = {}  # text -> its place
     def said(v, text): return [v, texts.setdefault(text, len(texts))]
-    def plain(method): return {k: said(v, sources(method.config())[k]) for k, v in as_stored(method.config()).items()}
+    def plain(method):
+        cfg = method.config()
+        about = sources(cfg)
+        return {k: said(v, about[k]) for k, v in as_stored(cfg).items()}
     def changed(world, preset):
         out = {m: {k: said(v, text) for k, (v, text) in changes(world, m, preset).items()} for m in METHODS}
         return {m: c for m, c in out.items() if c}
@@ -30,7 +33,7 @@ def collected():
         presets={p: ABOUT[p] for w in WORLDS for p in presets_of(w)},
         usual={w: {p: usual(w, p) for p in presets_of(w)} for w in WORLDS},
         changes={w: {p: changed(w, p) for p in presets_of(w)} for w in WORLDS},
-        choices={k: v for k, v in CHOICES.items()}, texts=list(texts))
+        choices=CHOICES, texts=list(texts))
 
 def written(cat):
     "As text, a line for each entry, so that a change is easy to read"
