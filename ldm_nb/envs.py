@@ -7,7 +7,7 @@ __all__ = ['LARGEST', 'COLOURS', 'WORLDS', 'spaces', 'asked', 'array', 'said', '
            'drawing', 'picture', 'Pictures', 'seeded', 'Batch', 'fitting', 'WorldVectorEnv', 'WorldEnv', 'register']
 
 # %% ../nbs/16_envs.ipynb #80f4e715
-import os
+import copy, os
 from dataclasses import replace
 from numbers import Integral
 import numpy as np
@@ -47,7 +47,8 @@ def asked(
     n:int, # environments
 )->tuple: # name of the split to draw from, tasks [n,D] or None
     "What a reset is to do; raises `BadInput` where it cannot be done"
-    options = dict(options or {})
+    if not isinstance(options or {}, dict): raise BadInput(f"options are a dict with 'task' or 'split', not {repr(options):.80}")
+    options = options or {}
     for k in options: known(k, ('task', 'split'), 'reset option')
     name = known(options.get('split', split), world.family.splits, 'split')
     if 'task' not in options: return name, None
@@ -226,7 +227,7 @@ class Batch:
         if not isinstance(world, World): world = WORLDS[known(world, WORLDS, 'world')]()
         if limit is None: limit = world.steps
         for k, v in dict(num_envs=n, max_episode_steps=limit).items():
-            if not isinstance(v, Integral) or v < 1: raise BadInput(f'{k} must be at least 1, and whole, not {v!r}')
+            if not isinstance(v, Integral) or isinstance(v, bool) or v < 1: raise BadInput(f'{k} must be at least 1, and whole, not {v!r}')
         self.pictures = Pictures(world, n, trial, render_mode)
         self.n, self.trial, self.split = n, trial, known(split, world.family.splits, 'split')
         self.length = world.steps if trial else world.horizon
@@ -268,11 +269,12 @@ class Batch:
 def fitting(
     spec, # gymnasium's entry of an id, or None
     batch:Batch, # of the environment
-): # the entry
-    "Raises `BadInput` where the id would cut the environment's world short"
+): # a copy of the entry
+    "The entry with the environment's own time limit; raises `BadInput` where the id would cut its world short"
     limit = spec and spec.id in gym.registry and gym.spec(spec.id).max_episode_steps
     if limit and batch.length > limit:
         raise BadInput(f'{spec.id} ends after {limit} steps, and this world after {batch.length}: make a WorldEnv or WorldVectorEnv of it, without an id')
+    if spec: spec = copy.copy(spec); spec.max_episode_steps = batch.limit
     return spec
 
 # %% ../nbs/16_envs.ipynb #5656bf38
@@ -345,8 +347,7 @@ class WorldEnv(gym.Env):
         self.observation_space, self.action_space = self.batch.spaces
 
     def reset(self, *, seed=None, options=None):
-        options = dict(options or {})
-        if 'task' in options: options['task'] = [options['task']]
+        if isinstance(options, dict) and 'task' in options: options = options | dict(task=[options['task']])
         self.batch.seeded = [(self.np_random, self.np_random_seed)]
         self.batch.reset(seed, options)
         self._np_random, self._np_random_seed = self.batch.seeded[0]

@@ -72,13 +72,17 @@ def check_task(
 )->Tensor: # [D]
     "`task` as a tensor; raises `BadInput` where it is malformed or outside of the split"
     s, D, cols = family.splits[known(split, family.splits, 'split')], len(family.columns), family.columns
-    try: t = torch.as_tensor(task, dtype=torch.float32, device='cpu')
+    try:
+        kind = torch.as_tensor(task, device='cpu').dtype
+        if kind.is_complex or kind == torch.bool: raise TypeError
+        given = torch.as_tensor(task, dtype=torch.float64, device='cpu').detach()
     except (TypeError, ValueError, RuntimeError):
-        raise BadInput(f'a task of {family.name} is {cols}, not {task!r}') from None
+        raise BadInput(f'a task of {family.name} is {cols}, not {repr(task):.80}') from None
+    t = given.float() # what is checked is what is used
     if t.shape != s.tasks.shape[1:]:
         got = f'{t.numel()}' if t.dim() < 2 else f'a list of lists of the shape {tuple(t.shape)}'
         raise BadInput(f"a task of {family.name} has {D} numbers, {', '.join(cols)}; not {got}")
-    if not s.contains(t): raise BadInput(f'{family.name} has no task {[float(f"{x:.6g}") for x in t]} in split {split!r}')
+    if not s.contains(t): raise BadInput(f'{family.name} has no task {[float(f"{x:.6g}") for x in given]} in split {split!r}')
     return t
 
 # %% ../nbs/10_tasks.ipynb #c60169c5

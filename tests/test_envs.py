@@ -1,5 +1,5 @@
 "The worlds as gymnasium sees them: its own checkers, one environment against a batch, seeds, bad input."
-import subprocess, sys, warnings
+import copy, multiprocessing, pickle, subprocess, sys, threading, warnings
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +9,13 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeAwareObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistics
 
 from ldm_nb.envs import WORLDS, Batch, WorldEnv, WorldVectorEnv, register
+from ldm_nb.film import backend
 from ldm_nb.gridworld import GRIDWORLD, ceiling, gridworld
+from ldm_nb.process import BadInput, Unable
 
 IDS = register()
 GRID, BODIES = [k for k in IDS if 'Gridworld' in k], [k for k in IDS if 'Gridworld' not in k]
@@ -36,6 +38,10 @@ def walker():
         return x, (x - task).abs().sum(-1), (x > 1).any(-1)
     return replace(gridworld(), n_actions=0, action_dim=2, horizon=6, episodes=3, step=step, places=None, reset_noise=2,
                    start=lambda task, u: .2*u)
+
+def opengl():
+    try: return backend()
+    except Unable: return None
 
 def to_goal(obs, goals, flag):
     "Actions that walk right, then up, then stay"
@@ -80,7 +86,7 @@ def test_bodies(k):
     "gymnasium's checkers on the worlds of MuJoCo, one environment and a batch, and a step of each from the same start"
     pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
     warnings.filterwarnings('ignore', message='.*Box observation space (minimum|maximum) value is')
-    check_env(gym.make(k).unwrapped)
+    check_env(gym.make(k).unwrapped, skip_render_check=not opengl())
     env, envs = gym.make(k, split='test'), gym.make_vec(k, num_envs=3, split='test')
     assert type(envs.unwrapped) is WorldVectorEnv and env.action_space.shape == (6 if 'Cheetah' in k else 8,)
     task = WORLDS[k[7:].split('-')[0].removesuffix('Trial')]().family.splits['test'].tasks[-1]
@@ -437,3 +443,146 @@ def test_no_cells():
     assert WorldEnv.metadata['render_modes'] == ['ansi', 'rgb_array']    # of the class: as it was
     with pytest.raises(ValueError, match='no render mode'): WorldEnv(walker(), render_mode='ansi')
     with pytest.raises(ResetNeeded): Batch('Gridworld', 1, True, 'train', 'ansi').render()
+
+
+# Time limits
+
+STEPS = dict(Gridworld=(30, 120), GridworldExtrapolation=(30, 120), AntDir=(200, 400), AntGoal=(200, 400), CheetahVel=(200, 400))
+
+@pytest.mark.parametrize('k', IDS)
+def test_horizon(k):
+    "Every id knows its length, and an environment of it ends there; wrappers that ask for it work"
+    name = k[7:].split('-')[0]
+    n = STEPS[name.removesuffix('Trial')][name.endswith('Trial')]
+    env, envs = gym.make(k), gym.make_vec(k, num_envs=2)
+    assert gym.spec(k).max_episode_steps == env.spec.max_episode_steps == envs.spec.max_episode_steps == n
+    assert envs.unwrapped.batch.limit == env.unwrapped.batch.limit == n
+    aware = TimeAwareObservation(env)
+    assert aware.max_timesteps == n and aware.observation_space.shape[0] == env.observation_space.shape[0] + 1
+    seen = [aware.reset(seed=0)[0], aware.step(np.zeros(env.action_space.shape, env.action_space.dtype))[0]]
+    assert [x[-1] for x in seen] == pytest.approx([0, 1/n]) or [x[-1] for x in seen] == [0, 1]
+
+def test_shorter():
+    "`max_episode_steps` given to gymnasium is what the environment says and does, alone, in a batch and in a loop"
+    for k in (ONE, TRIAL):
+        env, envs, loop = gym.make(k, max_episode_steps=7), gym.make_vec(k, num_envs=2, max_episode_steps=7), gym.make_vec(k, 2, 'sync', max_episode_steps=7)
+        assert env.spec.max_episode_steps == envs.spec.max_episode_steps == 7
+        again = gym.make(env.spec), gym.make_vec(envs.spec)
+        for e in (env, envs, loop, *again):
+            e.reset(seed=0)
+            ends = [np.all(e.step(e.action_space.sample())[3]) for _ in range(7)]
+            assert ends == [False]*6 + [True]
+
+def test_longer():
+    "An id does not cut another world short without a word; without an id it has its own length"
+    long = gridworld(episodes=9)
+    for make in (gym.make, lambda *a, **k: gym.make_vec(*a, num_envs=2, **k)):
+        with pytest.raises(BadInput, match='Trial-v0 ends after 120 steps, and this world after 270: make a WorldEnv'): make(TRIAL, world=long)
+    env = WorldEnv(long)
+    env.reset(seed=0)
+    assert [env.step(0)[3] for _ in range(270)].index(True) == 269
+    short = gym.make(ONE, world=walker())
+    short.reset(seed=0)
+    assert [short.step([0., 0])[3] for _ in range(6)] == [False]*5 + [True]
+
+
+# Actions as they will be used
+
+@pytest.mark.parametrize('number', [1e300, -1e30, 1e7, 3.5e38, float('inf'), float('nan')])
+def test_large_actions(number):
+    "Refused where single precision, or the square of it in a reward, could not hold them; nothing has moved"
+    for k in (x for x in BODIES if 'Trial' not in x):
+        env, envs = gym.make(k), gym.make_vec(k, num_envs=2)
+        env.reset(seed=0), envs.reset(seed=0)
+        a = np.zeros(envs.action_space.shape)
+        a[1, 2] = number
+        with pytest.raises(BadInput, match=r'finite numbers; this has \S+ at \[2\]'): env.step(a[1])
+        with pytest.raises(BadInput, match=r'finite numbers for each of 2 environments; this has \S+ at \[1, 2\]'): envs.step(a)
+        with pytest.raises(BadInput): env.step(a[1].tolist())
+        assert env.step(0*a[0])[4]['step'] == 1
+        a[1, 2] = -1e6
+        assert np.isfinite(envs.step(a)[1]).all()
+
+@pytest.mark.parametrize('action,message', [
+    (np.zeros((3, 8)), 'this is float64 of shape (3, 8): [[0. 0. ... 0. 0.] [0. 0. ... 0. 0.] [0. 0. ... 0. 0.]]'),
+    (np.arange(5000, dtype=np.float32), 'this is float32 of shape (5000,): [0.000e+00 1.000e+00 ... 4.998e+03 4.999e+03]'),
+    (np.zeros((2, 8), bool), 'this is bool of shape (2, 8): '), ([[1.], 2], 'this is object: list([[1.0], 2])'),
+    ('north', "this is text: 'north'"), (None, 'this is object: None'), (3, 'this is int64: 3')], ids=str)
+def test_message(action, message):
+    "A wrong action is shown on one short line, with its type and its shape"
+    envs = gym.make_vec('ldm_nb/AntDir-v0', num_envs=2)
+    envs.reset(seed=0)
+    with pytest.raises(BadInput) as e: envs.step(action)
+    said = str(e.value)
+    assert said.startswith('an action is 8 finite numbers for each of 2 environments; ' + message) and len(said) < 190 and '\n' not in said
+    env = gym.make('ldm_nb/AntDir-v0').unwrapped
+    env.reset(seed=0)
+    with pytest.raises(BadInput, match='^an action is 8 finite numbers; this is'): env.step(action)
+
+TASKS = {'huge': [1e300, 0], 'truth': [True, False], 'complex': np.array([1+1j, 0]), 'whole but too large': [10**30, 0]}
+
+@pytest.mark.parametrize('task', TASKS.values(), ids=TASKS)
+def test_task_casts(task):
+    "A task is checked as it was given and as it will be used"
+    with pytest.raises(BadInput, match='ant-goal (has no task \\[1e\\+300, 0.0\\]|is )'): gym.make('ldm_nb/AntGoal-v0').reset(options=dict(task=task))
+
+def test_kinds():
+    "Numbers of environments and steps are whole; options are a dict"
+    for bad in (2.5, '3', True):
+        with pytest.raises(BadInput, match='num_envs must be at least 1, and whole'): gym.make_vec(ONE, num_envs=bad)
+    with pytest.raises(BadInput, match='options are a dict'): gym.make(ONE).reset(options=[1])
+
+
+# Pictures of robots
+
+@pytest.fixture
+def gl():
+    if not opengl(): pytest.skip('needs OpenGL')
+
+ROBOTS = [k for k in BODIES if 'Trial' not in k]
+
+@pytest.mark.parametrize('k', ROBOTS)
+def test_robot_pictures(k, gl):
+    "One picture for each environment, alone as in a batch; no renderer before the first picture, none after closing, and a new one if wanted"
+    env, envs = gym.make(k, render_mode='rgb_array'), gym.make_vec(k, num_envs=2, render_mode='rgb_array')
+    assert env.metadata['render_fps'] == envs.metadata['render_fps'] == 20 and env.metadata['render_modes'] == ['rgb_array']
+    env.reset(seed=4), envs.reset(seed=3)
+    a = np.zeros(envs.action_space.shape, np.float32)
+    for _ in range(3): env.step(a[0]), envs.step(a)
+    assert env.unwrapped.batch.pictures.renderer is None
+    one, (other, two) = env.render(), envs.render()
+    assert one.shape == (360, 480, 3) and one.dtype == np.uint8 and np.array_equal(one, two) and (one != other).any()
+    assert env.unwrapped.batch.pictures.renderer.gl
+    env.close()
+    assert env.unwrapped.batch.pictures.renderer is None and np.array_equal(env.unwrapped.render(), one)
+    with pytest.raises(ValueError, match='there are: rgb_array'): WorldEnv(k[7:].split('-')[0], render_mode='ansi')
+
+def test_robot_paths():
+    "A picture knows where the robot went in this episode: it begins at the episode's start, which a trial does not show, and ends where it is seen"
+    env = WorldEnv('CheetahVel', render_mode='rgb_array')
+    env.reset(seed=0)
+    paths = []
+    for t in range(203):
+        env.step(np.ones(6))
+        paths.append(np.array(env.batch.pictures.paths[0]))
+    assert [len(p) for p in paths] == [*range(2, 202), 2, 3, 4]
+    assert abs(paths[199][-1, 0]) > .3 and abs(paths[200][0, 0]) < .11       # terminal, as the observation; then the next start
+    env.reset()
+    assert len(env.batch.pictures.paths[0]) == 1
+
+def test_pictures_copied(gl):
+    "A renderer is neither pickled nor shared, and one inherited by a fork is left alone; threads draw at once"
+    env = WorldEnv('AntGoal', render_mode='rgb_array')
+    env.reset(seed=0)
+    want = env.render()
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert twin.batch.pictures.renderer is None and np.array_equal(twin.render(), want)
+    got = []
+    threads = [threading.Thread(target=lambda e=e: got.append(np.array_equal(e.render(), want))) for e in (env, copy.deepcopy(env))]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert got == [True, True]
+    child = multiprocessing.get_context('fork').Process(target=env.close)
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0 and np.array_equal(env.render(), want)
