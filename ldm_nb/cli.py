@@ -35,7 +35,7 @@ from ldm_nb.reproduce import (budget, chosen, command, estimate, keep_weights, o
     speed)
 from .presets import (CHOICES, WORLDS, METHODS, usual, method_of, world_of, plain_settings, changes, preset, override, settings, sources, check,
     assemble, load_agent, usable, parse_seeds, parse_frames, iterations, eval_every)
-from .options import (MISSING, Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Bench, columns, fitted, options_of,
+from .options import (MISSING, Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Bench, columns, fitted, hang, options_of,
     check_values, parsed, read)
 from .door import door, option
 
@@ -253,8 +253,10 @@ def start_check(
     if found[0][1] in ('whole', 'unsealed'):
         try: ahead = prospects(assemble(run.run, device='cpu'))
         except RunError as e: found[0] = ('config.json', 'unfit', str(e))
+        except Unable as e: ahead = [f'what a resume would do cannot be found out here: {e}']
     width = max(len(name) for name, _, _ in found)
-    out.write(''.join(f'{word:9} {name:{width}}  {said}\n' for name, word, said in found))
+    rows = (hang(f'{word:9} {name:{width}}', said, width + 12, columns()) for name, word, said in found)
+    out.write('\n'.join(rows) + '\n')
     if busy: out.write(f'\nprocess {busy} is at work here: what it writes just now may look damaged\n')
     if to := pending(run.run): out.write(f'\na change to seeds {to} was begun: ldm resume goes on with it\n')
     out.write(f'\n{recovery(run.run, found, ahead)}\n')
@@ -462,7 +464,8 @@ def lacking_of(
     text = 'not enough memory for these sizes: use fewer seeds or workers, or --posteriors and --transitions'
     if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or 'DefaultCPUAllocator: ' in str(e): return text
     if isinstance(e, OSError) and e.errno == errno.ENOMEM: return text
-    if isinstance(e, OSError) and e.filename: return f'{e.filename}: {e.strerror or e}; what was saved before is whole'
+    disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
+    if isinstance(e, OSError) and (e.filename or e.errno in disk): return f'{e.filename or "a file"}: {e.strerror or e}; what was saved before is whole'
     return ''
 
 # %% ../nbs/93_cli.ipynb #4a3ee960

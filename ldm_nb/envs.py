@@ -242,7 +242,7 @@ class Batch:
 
     def begin(self, who, split, task=None): # who: [n] bool
         new = fresh(self.world, split, [rng for rng, _ in self.seeded], who, task)
-        self.now = choose(torch.from_numpy(who), new, self.now) if self.now else new
+        self.now = choose(torch.from_numpy(np.asarray(who)), new, self.now) if self.now else new
         self.pictures.follow(self.now, who)
 
     def step(self, action): # reward, terminated, truncated, all [n]

@@ -113,7 +113,7 @@ def draw_seeds(
 )->None:
     "The mean of the seeds, with each of them or with an interval"
     n = min(len(r['frames']) for r in rows)
-    frames, x = [f/1e6 for f in rows[0]['frames'][:n]], torch.tensor([r[key][:n] for r in rows]).float() # [S,n]
+    frames, x = [f/1e6 for f in rows[0]['frames'][:n]], torch.tensor([r[key][:n] for r in rows], dtype=torch.float32, device='cpu') # [S,n]
     if not name:
         for k, r in enumerate(rows):
             ax.plot([f/1e6 for f in r['frames']], r[key], lw=.7, alpha=.35, color=colour, label='each seed' if not k else None)
@@ -121,7 +121,7 @@ def draw_seeds(
         parts = [interval(y) for y in x.T.split(max(1, 4000//len(x)))] # some evaluations at a time, for the memory
         ax.fill_between(frames, *(sum(lists, []) for lists in zip(*parts)), color=colour, alpha=.18, lw=0)
     one = f"{name} ({len(rows)} seed{'s'*(len(rows) > 1)})" if name else 'mean'
-    ax.plot(frames, x.mean(0), lw=2, color=colour, label=one)
+    ax.plot(frames, x.mean(0).tolist(), lw=2, color=colour, label=one)
 
 # %% ../nbs/60_evaluate.ipynb #abeedbfc
 def draw_curves(

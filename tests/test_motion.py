@@ -117,7 +117,7 @@ def test_direction_marks(task):
 def test_a_finished_run_draws_them(tmp_path, monkeypatch):
     "motion.png beside the curves, one of the stack's first seed"
     world = MADE['vel']
-    monkeypatch.setattr(jobs, 'measured', lambda folder: {3: [{}]}); monkeypatch.setattr(jobs, 'curves', lambda folder: None)
+    monkeypatch.setattr(jobs, 'measured', lambda folder: {3: [{}]}); monkeypatch.setattr(jobs, 'curves', lambda *a: None)
     monkeypatch.setattr(jobs, 'draw_curves', lambda *a: Figure())
     script = SimpleNamespace(agent=lambda cfg, state, greedy: flail(world), beliefs=None, dreams=None)
     info = dict(world='cheetah-vel', method='script', device='cpu')

@@ -55,9 +55,10 @@ def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p i
 
 def as_seed(folder, seed, to):
     "A run folder that says it is of one other seed"
-    shutil.copytree(folder, to)
-    write_config(to, dict(read_config(to), seeds=[seed]))
-    rows = [json.dumps(dict(r, seed=seed)) for r in measured(to)[3]]
+    to.mkdir()
+    shutil.copy(folder/'timing.jsonl', to)
+    write_config(to, dict(read_config(folder), seeds=[seed]))
+    rows = [json.dumps(dict(r, seed=seed)) for r in measured(folder)[3]]
     (to/'metrics.jsonl').write_text('\n'.join(rows) + '\n')
     return to
 
