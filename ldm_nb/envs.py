@@ -77,7 +77,7 @@ def said(
 
     ```python
     >>> said(np.zeros(3)), said(np.array('up'))
-    ('float64 of shape (3,): [0. 0. 0.]', 'text: up')
+    ('float64 of shape (3,): [0. 0. 0.]', "text: 'up'")
 
     ```
     """

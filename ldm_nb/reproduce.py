@@ -364,7 +364,7 @@ def overview(
             if kind not in rates: rates[kind] = rate(e, seeds)
             before = [max(done, planned.get((e.name, s), 0)) for s in seeds] # by rows above this one
             planned |= {(e.name, s): budget(e) for s in seeds}
-            state = (f'{done/budget(e):.0%} of ' if done else 'missing: ') + f'{len(seeds)} seeds'
+            state = (f'{done/budget(e):.0%} of ' if done else 'missing: ') + f"{len(seeds)} seed{'s'*(len(seeds) > 1)}"
             left, (speed, mark) = sum(max(budget(e) - b, 0) for b in before)/3600, rates[kind]
             hours, unknown = hours + left/(speed or math.inf), unknown + (not speed)
             cost = f'{mark}{left/speed:.1f}' if speed else '?'
