@@ -67,7 +67,7 @@ def examine(
         nonlocal seeds
         seeds = read_config(folder)['seeds']
         sealed = 'sha256' in json.loads((folder/'config.json').read_text(encoding='utf-8'))
-        return 'whole' if sealed else 'unsealed', f'{len(seeds)} seeds'
+        return 'whole' if sealed else 'unsealed', f"{len(seeds)} seed{'s'*(len(seeds) > 1)}"
     out = [verdict(folder, folder/'config.json', config)]
     for name, want in (('metrics.jsonl', seeds), ('timing.jsonl', None)):
         if (path := folder/name).exists(): out.append(verdict(folder, path, lambda: look_at_lines(path, want)))
