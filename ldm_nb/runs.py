@@ -644,6 +644,6 @@ def record(
             if r['seed'] not in best or r['frames'][-1] >= best[r['seed']]['frames'][-1]: best[r['seed']] = r
         text = ''.join(json.dumps(best[s]) + '\n' for s in sorted(best))
         before = {r['seed']: r for r in old}
-        fresh = [s for s in sorted(best) if json.dumps(before.get(s)) != json.dumps(best[s])]
+        fresh = sorted(s for s in {r['seed'] for r in rows} if best[s] != before.get(s))
         if fresh: write_file(path, lambda p: p.write_bytes(gzip.compress(text.encode(), mtime=0)))
     return path, fresh

@@ -57,8 +57,8 @@ def as_seed(folder, seed, to):
     "A run folder that says it is of one other seed"
     to.mkdir()
     shutil.copy(folder/'timing.jsonl', to)
-    write_config(to, dict(read_config(folder), seeds=[seed]))
-    rows = [json.dumps(dict(r, seed=seed)) for r in measured(folder)[3]]
+    write_config(to, dict(read_config(folder), seeds=[seed], tasks=[[0., 2.]]))
+    rows = [json.dumps(dict(r, seed=seed, by_task=[1.]) | dict(per_task=[[1.]])) for r in measured(folder)[3]]
     (to/'metrics.jsonl').write_text('\n'.join(rows) + '\n')
     return to
 
