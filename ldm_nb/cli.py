@@ -250,7 +250,8 @@ def start_check(
 )->int: # exit status: 1 if any file is damaged
     "`ldm check`; raises `RunError` where the folder holds no run"
     busy, found, ahead = at_work(run.run), examine(run.run), []
-    if found[0][1] in ('whole', 'unsealed'):
+    if busy: ahead = [f"ldm resume refuses while process {busy} is at work: wait for it"]
+    elif found[0][1] in ('whole', 'unsealed'):
         try: ahead = prospects(assemble(run.run, device='cpu'))
         except RunError as e: found[0] = ('config.json', 'unfit', str(e))
         except Unable as e: ahead = [f'what a resume would do cannot be found out here: {e}']
@@ -344,14 +345,14 @@ def start_plot(
     "`ldm plot`; raises `BadInput` where no folder is named, `RunError` where one holds no finished run"
     if not run.runs: raise BadInput('name at least one run folder, such as: ldm plot runs/gridworld-ldm')
     if len({os.path.realpath(f) for f in run.runs}) < len(run.runs): raise BadInput('runs: one folder stands there twice')
-    file = check_file('out', run.out, FORMATS) if len(run.runs) > 1 else None
+    file = check_file('out', run.out, FORMATS)
     jobs = [finished(assemble(folder, device='cpu')) for folder in run.runs]
     files = [f for job in jobs for f in pictures(job)]
-    if file:
+    if len(jobs) > 1:
         fig = draw_curves({n: curves(job.folder) for n, job in zip(labels(jobs), jobs)})
         write_file(file, lambda p: fig.savefig(p, format=file.suffix[1:].lower()))
         files.append(file)
-    sys.stdout.write('\n'.join(map(str, files)) + '\n')
+    out.write('\n'.join(map(str, files)) + '\n')
     return 0
 
 # %% ../nbs/93_cli.ipynb #5d5b6509
@@ -361,6 +362,9 @@ def start_record(
     "`ldm record`; raises `BadInput` where no folder is named, `RunError` where they do not belong together"
     if not run.runs: raise BadInput('name at least one run folder, such as: ldm record runs/gridworld-ldm')
     check_folder('data', run.data)
+    for folder in run.runs: # the same door as of every other command
+        job = assemble(folder, device='cpu')
+        if (job.folder/'weights.safetensors').exists(): finished(job)
     path, new = record(list(run.runs), run.data, run.variant or None, plain_settings)
     err.write(f"recorded: seeds {', '.join(map(str, new))}\n" if new else 'nothing new: these curves were recorded before\n')
     out.write(f'{path}\n')

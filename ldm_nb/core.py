@@ -274,7 +274,7 @@ def read_jsonl(
     lines, out = Path(path).read_bytes().split(b'\n'), []
     for i, l in enumerate(lines, 1):
         try: out += [json.loads(l.decode())] if l.strip() else []
-        except ValueError as e: # UnicodeDecodeError is one
+        except (ValueError, RecursionError) as e: # UnicodeDecodeError is the first
             why = getattr(e, 'msg', 'no text')
             if i < len(lines): raise ValueError(f'{path}, line {i}: not a JSON record ({why})') from None
     return out

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'FIELDS', 'OPTIONAL', 'CURVES', 'flush', 'write_file', 'drop', 'write_json', 'versions',
            'commit', 'gpu', 'machine', 'check_format', 'whole_number', 'list_of', 'a_word', 'a_number', 'a_seed',
-           'a_segment', 'is_name', 'check_config', 'new_config', 'checksum', 'write_config', 'read_config', 'Exists',
-           'empty_or', 'begun', 'create', 'sealed', 'header', 'unseal', 'lines', 'measured', 'timings', 'seal_of',
-           'disorder', 'seed_file', 'save_checkpoint', 'at', 'checkpoints', 'thin', 'mend', 'go_on_with_noise',
-           'read_seed', 'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics', 'segment', 'segments',
-           'check_lines', 'curves', 'check_name', 'read_records', 'belong_together', 'record']
+           'a_segment', 'is_name', 'check_config', 'new_config', 'checksum', 'digest', 'write_config', 'read_config',
+           'Exists', 'empty_or', 'begun', 'create', 'sealed', 'header', 'unseal', 'lines', 'measured', 'timings',
+           'seal_of', 'disorder', 'seed_file', 'save_checkpoint', 'at', 'checkpoints', 'thin', 'mend',
+           'go_on_with_noise', 'read_seed', 'load_checkpoint', 'save_weights', 'load_weights', 'trim_metrics',
+           'segment', 'segments', 'check_lines', 'curves', 'check_name', 'read_records', 'belong_together', 'record']
 
 # %% ../nbs/52_runs.ipynb #44580969
 import gzip, io, json, math, os, platform, re, secrets, shutil, subprocess, zlib
@@ -170,6 +170,14 @@ def checksum(
     same = json.loads(json.dumps({k: v for k, v in config.items() if k != 'sha256'}))
     return sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
+def digest(
+    folder, # of a run
+)->str: # None where there is no config.json to read
+    "Of what a run is: its world, method, settings and tasks; checkpoints and weights carry it"
+    try: config = read_config(folder)
+    except RunError: return None
+    return checksum({k: config[k] for k in ('world', 'method', 'config', 'tasks')})[:16]
+
 def write_config(
     folder, # of a run
     config:dict, # all that it was told
@@ -305,8 +313,9 @@ def measured(
 def timings(
     folder, # of a run
 )->list:
-    "The lines of `timing.jsonl`"
-    return lines(Path(folder)/'timing.jsonl', ('seconds',))
+    "The lines of `timing.jsonl`; none where it was lost, since only the clock's times are in it"
+    path = Path(folder)/'timing.jsonl'
+    return lines(path, ('seconds',)) if path.exists() else []
 
 def seal_of(
     rows:list, # lines of one seed
@@ -346,6 +355,7 @@ def seed_file(
     noise:dict, # of `noise_state`
     held:int, # tasks in the buffer
     rows:list, # its lines of metrics so far
+    told:str=None, # of `digest`
 )->bytes:
     "All that one seed needs to go on"
     learnt, buffer = {k: take(progress.state[k], i) for k in ('params', 'opt')}, progress.state.get('buffer')
@@ -353,7 +363,7 @@ def seed_file(
     if buffer is not None: one['buffer'] = buffer[i:i+1, :held]
     seed = progress.seeds[i]
     about = dict(seed=seed, iteration=progress.iteration, count=progress.count, frozen=progress.frozen.get(seed))
-    return sealed({k: v.detach().clone().cpu() for k, v in one.items()}, about | dict(measured=seal_of(rows)))
+    return sealed({k: v.detach().clone().cpu() for k, v in one.items()}, about | dict(measured=seal_of(rows), told=told))
 
 def save_checkpoint(
     folder, # of the run
@@ -365,10 +375,10 @@ def save_checkpoint(
     folder = Path(folder)
     tmp, out, was = (folder/f'checkpoint{x}' for x in ('.tmp', f'-{progress.iteration}', f'-{progress.iteration}.was'))
     drop(tmp); tmp.mkdir()
-    noise, rows = noise_state(gens), measured(folder)
+    noise, rows, told = noise_state(gens), measured(folder), digest(folder)
     try:
         for i, seed in enumerate(progress.seeds):
-            data = seed_file(progress, i, noise, held, rows.get(seed, []))
+            data = seed_file(progress, i, noise, held, rows.get(seed, []), told)
             write_file(tmp/f'seed-{seed}.pt', lambda p: p.write_bytes(data))
         if out.exists(): os.replace(out, was) # `mend` brings it back if this is as far as we get
         os.replace(tmp, out)
@@ -458,10 +468,12 @@ def load_checkpoint(
 )->Progress:
     "The progress of these seeds; raises `Damaged` where a seed's file is missing, damaged or of another form"
     read = [read_seed(Path(path)/f'seed-{s}.pt') for s in seeds]
-    tensors, meta = zip(*read)
+    (tensors, meta), told = zip(*read), digest(Path(path).parent)
     try:
         for s, m in zip(seeds, meta):
             if m['seed'] != s: raise ValueError(f"seed-{s}.pt is of seed {m['seed']}")
+            if told and m.get('told') not in (None, told):
+                raise ValueError('it is of another world, method, settings or tasks than config.json says')
             if m['iteration'] != at(path): raise ValueError(f"seed-{s}.pt is of iteration {m['iteration']}")
             if rows is None or 'measured' not in m: continue
             if seal_of(rows.get(s, [])[:m['measured'][0]]) != m['measured']:
@@ -489,7 +501,7 @@ def save_weights(
 )->None:
     "All networks of all seeds in `weights.safetensors`"
     tensors = {k: v.detach().cpu().contiguous() for k, v in flat(params).items()}
-    data = sealed(tensors, dict(seeds=seeds, frames=frames))
+    data = sealed(tensors, dict(seeds=seeds, frames=frames, told=digest(folder)))
     write_file(Path(folder)/'weights.safetensors', lambda p: p.write_bytes(data))
 
 def load_weights(
@@ -503,6 +515,8 @@ def load_weights(
     have, frames = about.get('seeds', []), about.get('frames', 0)
     if not set(seeds) <= set(have):
         raise RunError(f"{folder} has not come to its end: let its training finish ({command('resume', folder)})")
+    if about.get('told') and (now := digest(folder)) and about['told'] != now:
+        raise Damaged(f'{path} is of another world, method, settings or tasks than config.json says: put back what config.json was')
     if frames > most: raise Damaged(f'{path} has seen {frames:,} frames a seed, but the run is of {most:,}: is it of another run?')
     i = [have.index(s) for s in seeds]
     return nest({k: v if i == list(range(len(have))) else v[i] for k, v in tensors.items()}), frames

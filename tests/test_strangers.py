@@ -377,6 +377,29 @@ def test_an_edited_config(old, new, copy, capsys, tmp_path):
     code, out, _ = ldm(capsys, 'check', copy)
     assert code == 1 and 'damaged' in out
 
+@pytest.mark.parametrize('change', [dict(method='varibad'), dict(world='gridworld-extrapolation'), dict(config={'gamma': .5}), dict(tasks=[[0., 0.]])])
+def test_an_edited_config_without_its_seal(change, copy, capsys, tmp_path):
+    "Checkpoints and weights know of what run they are"
+    config = read_config(copy)
+    config['config'] |= change.pop('config', {})
+    write_json(copy/'config.json', config | change)
+    before = contents(copy)
+    for command in ('evaluate', 'plot', 'resume', 'record'):
+        code, _, err = ldm(capsys, command, copy, *(['--data', tmp_path/'data'] if command == 'record' else []))
+        assert code in (1, 2) and contents(copy) == before, command
+    assert 'refuses' in ldm(capsys, 'check', copy)[1]
+
+def test_lost_timings(copy, tmp_path, capsys):
+    "They hold only the clock's times: nothing stops without them"
+    (copy/'timing.jsonl').unlink()
+    for command in ('check', 'evaluate', 'plot', 'resume', 'record'):
+        assert ldm(capsys, command, copy, *(['--data', tmp_path/'data'] if command == 'record' else []))[0] == 0, command
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'timing.jsonl', 'config.json'])
+def test_deep_nesting(name, copy, capsys):
+    (copy/name).write_text('['*100_000 + '\n{}\n')
+    for command in ('check', 'resume'): assert ldm(capsys, command, copy)[0] == 1
+
 @pytest.mark.parametrize('entry', ['tasks', 'versions', 'machine', 'seeds', 'commit', 'command', 'config'])
 @pytest.mark.parametrize('value', [None, 5, 'x', [None], 'missing'])
 def test_entries_of_another_type(entry, value, copy, capsys, tmp_path):
