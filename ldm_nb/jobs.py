@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from .process import err, fitting
 from .core import flat, generators, append_jsonl, compiling
 from .buffer import stored
 from .tasks import World
@@ -22,7 +21,7 @@ from .trainer import Method, Progress, Diverged, cause, frames_of, train
 from .crew import STOPS, Crew, may_fork
 from .compile import Recorded
 from .duet import Duet
-from .process import BadInput, RunError, Damaged, Newer, command, err, out
+from .process import BadInput, RunError, Damaged, Newer, command, err, fitting, out
 from .runs import (write_file, save_checkpoint, load_checkpoint, mend, checkpoints,
     thin, save_weights, load_weights, measured, timings, trim_metrics, curves)
 from .evaluate import evaluate, outcome, summary, table, draw_curves
@@ -100,7 +99,7 @@ def judge(
     some = checkpoints(folder)
     try:
         rows = measured(folder)
-        if (folder/'timing.jsonl').exists(): timings(folder)
+        timings(folder)
     except Newer: raise
     except RunError as e: return no(str(e))
     p, path = newest(job, rows, notes.append)

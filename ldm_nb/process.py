@@ -8,7 +8,7 @@ __all__ = ['out', 'err', 'BadInput', 'Unable', 'RunError', 'Damaged', 'Newer', '
 
 # %% ../nbs/02_process.ipynb #02b00004
 import difflib, os, shlex, sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 # %% ../nbs/02_process.ipynb #02b00007
 class BadInput(ValueError):
