@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb import jobs, presets, rl2
-from ldm_nb.cli import main
-from ldm_nb.presets import METHODS
-from ldm_nb.runs import read_config
+from ldm_nb.lab import jobs, presets
+from ldm_nb.methods import rl2
+from ldm_nb.lab.cli import main
+from ldm_nb.lab.presets import METHODS
+from ldm_nb.lab.config import read_config
 
-LDM = [sys.executable, '-c', 'from ldm_nb.cli import main; main()']
+LDM = [sys.executable, '-c', 'from ldm_nb.lab.cli import main; main()']
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4']
 
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldm_nb.cli import can_compile
-from ldm_nb.core import compiling, flat, generators, tree_map
-from ldm_nb.compile import Recorded, again, compiler_trouble
-from ldm_nb.presets import METHODS, WORLDS, override, preset, settings
-from ldm_nb.trainer import Progress, iterate, train
+from ldm_nb.lab.cli import can_compile
+from ldm_nb.core.seeds import flat, generators, tree_map
+from ldm_nb.core.devices import compiling
+from ldm_nb.lab.graphs import Recorded, again, compiler_trouble
+from ldm_nb.lab.presets import METHODS, WORLDS, override, preset, settings
+from ldm_nb.training.trainer import Progress, iterate, train
 
 WORLD = WORLDS['gridworld']()
 SMALL = dict(vae_batch=4, buffer_size=40, precollect=0)

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb.cli import main
-from ldm_nb.compile import Recorded, again
-from ldm_nb.core import flat, generators, take
-from ldm_nb.crew import Crew
-from ldm_nb.duet import Duet
-from ldm_nb.evaluate import evaluate
-from ldm_nb.gridworld import gridworld
-from ldm_nb.motion import resets, watch
-from ldm_nb.policy import Agent
-from ldm_nb.presets import METHODS, ROBOTS, WORLDS, load_agent, method_of, override, preset, settings
-from ldm_nb.runs import unseal
-from ldm_nb.trainer import Progress, train
+from ldm_nb.lab.cli import main
+from ldm_nb.lab.graphs import Recorded, again
+from ldm_nb.core.seeds import flat, generators, take
+from ldm_nb.lab.crew import Crew
+from ldm_nb.lab.duet import Duet
+from ldm_nb.evaluation.evaluate import evaluate
+from ldm_nb.worlds.gridworld import gridworld
+from ldm_nb.evaluation.motion import resets, watch
+from ldm_nb.policy.policy import Agent
+from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, load_agent, method_of, override, preset, settings
+from ldm_nb.lab.checkpoints import unseal
+from ldm_nb.training.trainer import Progress, train
 
 SMALL = dict(posteriors=4, transitions=3, vae_batch=2, buffer_size=8, precollect=0, workers=4, mixture_workers=1, chunk=30,
              vae_updates=1, minibatches=2)
@@ -140,8 +140,10 @@ def test_a_film_shows_what_was_measured():
 
 def seen_early():
     "Everything that is made when a page is imported, and three steps in environments"
-    import gymnasium, ldm_nb.envs # makes the ids
-    from ldm_nb import gridworld, locomotion, presets, rl2_ppo
+    import gymnasium, ldm_nb.worlds.envs # makes the ids
+    from ldm_nb.worlds import gridworld, robots as locomotion
+    from ldm_nb.lab import presets
+    from ldm_nb.methods import rl2_ppo
     worlds = *(w() for w in presets.WORLDS.values()), rl2_ppo.number_world()
     out = {f'{w.family.name}.{k}': s.tasks for w in worlds for k, s in w.family.splits.items()}
     out |= dict(places=gridworld.PLACES, moves=gridworld.MOVES)
@@ -165,10 +167,10 @@ def test_defaults_set_before_the_first_import(tmp_path):
 def test_tables_and_pictures_of_a_notebook():
     "The yardstick, intervals, a map"
     def look():
-        from ldm_nb.bayes import hunt, optimum
-        from ldm_nb.compare import smooth, student, welch
-        from ldm_nb.evaluate import interval, iqm
-        from ldm_nb.locomotion import at_rest, cheetah_velocity
+        from ldm_nb.evaluation.bayes import hunt, optimum
+        from ldm_nb.evaluation.compare import smooth, student, welch
+        from ldm_nb.evaluation.evaluate import interval, iqm
+        from ldm_nb.worlds.robots import at_rest, cheetah_velocity
         x = WORLD.family.splits['eval'].tasks.sum(1)
         return optimum(hunt([[0, 2], [2, 0]])), interval(x), iqm(x).item(), student(3.), welch(x, x), smooth(x).tolist(), \
             at_rest(cheetah_velocity(horizon=3)).tolist()

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import catalogue as writer
-from ldm_nb import cli, process
-from ldm_nb.catalogue import catalogue, settings_in
-from ldm_nb.cli import main
-from ldm_nb.door import help_of, usage
-from ldm_nb.evaluate import draw_curves
-from ldm_nb.options import COMMANDS, fitted, options_of
-from ldm_nb.presets import METHODS, WORLDS, as_stored, preset, presets_of
+from ldm_nb.lab import cli
+from ldm_nb.core import errors as process
+from ldm_nb.lab.catalogue import catalogue, settings_in
+from ldm_nb.lab.cli import main
+from ldm_nb.lab.door import help_of, usage
+from ldm_nb.evaluation.evaluate import draw_curves
+from ldm_nb.lab.options import COMMANDS, fitted, options_of
+from ldm_nb.lab.presets import METHODS, WORLDS, as_stored, preset, presets_of
 
 ROOT = Path(__file__).parents[1]
 ENV = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
@@ -57,7 +58,7 @@ def test_answers_without_torch(argv, status, seconds):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3*seconds  # the processor's; others may be at work
 
 def test_the_ways_in(capsys):
-    "`python -m ldm_nb`, the installed command, and `ldm_nb.cli.main` are one; importing the package is light"
+    "`python -m ldm_nb`, the installed command, and `ldm_nb.lab.cli.main` are one; importing the package is light"
     r = subprocess.run([sys.executable, '-m', 'ldm_nb', '--version'], capture_output=True, encoding='utf-8', env=ENV)
     assert r.returncode == 0 and r.stdout == ldm(capsys, '--version')[1]
     cp = ConfigParser(); cp.read(ROOT/'settings.ini', encoding='utf-8')
@@ -152,8 +153,8 @@ def test_the_stop_message_has_a_line_of_its_own(tmp_path):
 
 def test_the_bar_survives_its_terminal(monkeypatch, runs):
     "No stream, a closed one, one without our letters; closed twice"
-    from ldm_nb.presets import assemble
-    from ldm_nb.jobs import Sink
+    from ldm_nb.lab.presets import assemble
+    from ldm_nb.lab.jobs import Sink
     class Terminal(io.TextIOWrapper):
         def isatty(self): return True
     monkeypatch.setattr(sys, 'stderr', Terminal(raw := io.BytesIO(), encoding='ascii'))

@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeAwareObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistics
 
-from ldm_nb.envs import WORLDS, Batch, WorldEnv, WorldVectorEnv, register
-from ldm_nb.film import backend
-from ldm_nb.gridworld import GRIDWORLD, ceiling, gridworld
-from ldm_nb.process import BadInput, Unable
+from ldm_nb.worlds.envs import WORLDS, Batch, WorldEnv, WorldVectorEnv, register
+from ldm_nb.worlds.film import backend
+from ldm_nb.worlds.gridworld import GRIDWORLD, ceiling, gridworld
+from ldm_nb.core.errors import BadInput, Unable
 
 IDS = register()
 GRID, BODIES = [k for k in IDS if 'Gridworld' in k], [k for k in IDS if 'Gridworld' not in k]
@@ -307,14 +307,14 @@ def test_world_drawn_uniformly():
 # Registration
 
 def test_idempotent():
-    code = ('import gymnasium as gym, importlib, warnings, ldm_nb.envs as e; warnings.simplefilter("error"); '
+    code = ('import gymnasium as gym, importlib, warnings, ldm_nb.worlds.envs as e; warnings.simplefilter("error"); '
             'was = dict(gym.registry); e.register(); importlib.reload(e).register(); assert gym.registry == was; '
             'gym.make("ldm_nb/Gridworld-v0")')
     subprocess.run([sys.executable, '-c', code], check=True)
 
 def test_import_in_id():
     "`gym.make('module:id')` is enough"
-    code = 'import gymnasium as gym; gym.make("ldm_nb.envs:ldm_nb/GridworldTrial-v0").reset(seed=0)'
+    code = 'import gymnasium as gym; gym.make("ldm_nb.worlds.envs:ldm_nb/GridworldTrial-v0").reset(seed=0)'
     subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', code], check=True)
 
 def test_further_world(monkeypatch):

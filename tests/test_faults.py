@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb import jobs, presets, rl2, runs, stacks
-from ldm_nb.cli import main
-from ldm_nb.core import generators
-from ldm_nb.gridworld import gridworld
-from ldm_nb.lock import locked
-from ldm_nb.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
-from ldm_nb.runs import checkpoints, measured, read_config, read_seed, save_checkpoint, sealed, unseal
-from ldm_nb.trainer import Progress
+from ldm_nb.lab import jobs, presets, runs, stacks
+from ldm_nb.methods import rl2
+from ldm_nb.lab.cli import main
+from ldm_nb.core.seeds import generators
+from ldm_nb.worlds.gridworld import gridworld
+from ldm_nb.lab.lock import locked
+from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
+from ldm_nb.lab.config import read_config
+from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed, save_checkpoint, sealed, unseal
+from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
 MORE = dict(ldm=QUICK) # method -> options that make it small; a new method is tested by being in METHODS

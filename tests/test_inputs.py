@@ -5,10 +5,10 @@ import contextlib, io, json, math, os, re, shutil
 import pytest
 from hypothesis import HealthCheck, given, settings as hyp, strategies as st
 
-from ldm_nb import cli
-from ldm_nb.cli import main
-from ldm_nb.presets import CHOICES, METHODS, PRESETS, RANGES, WORLDS, preset, settings
-from ldm_nb.runs import read_config
+from ldm_nb.lab import cli
+from ldm_nb.lab.cli import main
+from ldm_nb.lab.presets import CHOICES, METHODS, PRESETS, RANGES, WORLDS, preset, settings
+from ldm_nb.lab.config import read_config
 
 def many(n): return hyp(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

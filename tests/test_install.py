@@ -28,7 +28,7 @@ def test_every_module(elsewhere, tmp_path):
 
 def test_train(elsewhere, tmp_path):
     argv = ['train', 'gridworld', '--preset', 'quick', '--frames', '2000', '--seeds', '0']
-    r = run(elsewhere, f'from ldm_nb.cli import main; main({argv})', tmp_path)
+    r = run(elsewhere, f'from ldm_nb.lab.cli import main; main({argv})', tmp_path)
     assert r.returncode == 0, r.stderr
     assert (tmp_path/'runs/gridworld-ldm/imagined.png').exists()
 

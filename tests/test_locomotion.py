@@ -12,14 +12,15 @@ if 'imageio' not in sys.modules and not importlib.util.find_spec('imageio'):    
 
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
-from ldm_nb import crew
-from ldm_nb import locomotion as loco
-from ldm_nb.core import generators
-from ldm_nb.evaluate import evaluate, outcome, summary, table
-from ldm_nb.locomotion import (ANT, CHEETAH, DIRECTION, GOAL, RADII, SPEEDS, VELOCITY, ant_direction, ant_goal,
-                               cheetah_velocity, engine, load, parts, quiet, simulate, start)
-from ldm_nb.policy import Agent
-from ldm_nb.rollout import rollout
+from ldm_nb.lab import crew
+from ldm_nb.worlds import robots as loco
+from ldm_nb.core.seeds import generators
+from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
+from ldm_nb.worlds.robot_tasks import DIRECTION, GOAL, RADII, SPEEDS, VELOCITY
+from ldm_nb.worlds.simulator import ANT, CHEETAH, engine, load, parts, quiet, simulate, start
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.policy.policy import Agent
+from ldm_nb.training.rollout import rollout
 
 MADE = dict(dir=ant_direction(), goal=ant_goal(), vel=cheetah_velocity())
 BODY = dict(dir=ANT, goal=ANT, vel=CHEETAH)
@@ -348,8 +349,8 @@ def test_bad_model(tmp_path):
 WITHOUT = '''
 import sys, types
 sys.modules["mujoco"] = {}
-import torch, gymnasium, ldm_nb.cli, ldm_nb.envs, ldm_nb.locomotion as l
-from ldm_nb.process import Unable
+import torch, gymnasium, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.locomotion as l
+from ldm_nb.core.errors import Unable
 def version(name):
     if {!r} is None: raise l.PackageNotFoundError(name)
     return {!r}
@@ -371,5 +372,5 @@ def test_without_mujoco(fake, installed, message):
     assert message in out
 
 def test_lazy():
-    code = 'import sys, ldm_nb.cli, ldm_nb.envs, ldm_nb.locomotion; sys.exit("mujoco" in sys.modules)'
+    code = 'import sys, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.locomotion; sys.exit("mujoco" in sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -10,15 +10,18 @@ from PIL import Image
 
 pytest.importorskip('mujoco.batch', reason='needs MuJoCo 4')
 
-from ldm_nb import cli, film as f, jobs, motion as m
-from ldm_nb.cli import main
-from ldm_nb.gridworld import gridworld
-from ldm_nb.locomotion import ANT, CHEETAH, ant_direction, ant_goal, cheetah_velocity, load, parts
-from ldm_nb.film import camera
-from ldm_nb.motion import episode, film, returns, view, watch
-from ldm_nb.policy import Agent
-from ldm_nb.process import Unable
-from ldm_nb.rollout import rollout
+from ldm_nb.lab import cli, jobs
+from ldm_nb.worlds import film as f
+from ldm_nb.evaluation import motion as m
+from ldm_nb.lab.cli import main
+from ldm_nb.worlds.gridworld import gridworld
+from ldm_nb.worlds.simulator import ANT, CHEETAH, load, parts
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.worlds.film import camera
+from ldm_nb.evaluation.motion import episode, film, returns, view, watch
+from ldm_nb.policy.policy import Agent
+from ldm_nb.core.errors import Unable
+from ldm_nb.training.rollout import rollout
 
 MADE = dict(dir=ant_direction(), goal=ant_goal(), vel=cheetah_velocity(), contacts=ant_goal(contacts=True))
 
@@ -119,7 +122,7 @@ def test_a_finished_run_draws_them(tmp_path, monkeypatch):
     world = MADE['vel']
     monkeypatch.setattr(jobs, 'measured', lambda folder: {3: [{}]}); monkeypatch.setattr(jobs, 'curves', lambda *a: None)
     monkeypatch.setattr(jobs, 'draw_curves', lambda *a: Figure())
-    script = SimpleNamespace(agent=lambda cfg, state, greedy: flail(world), beliefs=None, dreams=None)
+    script = SimpleNamespace(agent=lambda cfg, state, greedy: flail(world), network=None, mixtures=None)
     info = dict(world='cheetah-vel', method='script', device='cpu')
     job = jobs.Job(tmp_path, info, world, script, None, None, SimpleNamespace(seeds=[3, 7], state=None))
     assert [f.name for f in jobs.pictures(job)] == ['curves.png', 'motion.png']
@@ -131,7 +134,7 @@ def test_a_finished_run_draws_them(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['egl', 'osmesa'])
 def test_backends(name, tmp_path):
     "Each way to OpenGL alone, in a process that imported MuJoCo without it"
-    code = ('import mujoco, torch; from ldm_nb.film import *; from ldm_nb.locomotion import *; from ldm_nb.process import Unable\n'
+    code = ('import mujoco, torch; from ldm_nb.worlds.film import *; from ldm_nb.locomotion import *; from ldm_nb.core.errors import Unable\n'
             'try: print("uses", backend())\nexcept Unable as e: print(e); raise SystemExit\n'
             's = start(ANT, False, torch.zeros(1, 1, 2))[0]\n'
             'x, = shots(camera(ant_goal()), torch.tensor([1., 0.]), s)\n'

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ldm_nb import cli, jobs
-from ldm_nb.lock import locked
-from ldm_nb.reproduce import COLUMNS, kept_weights
-from ldm_nb.runs import read_config, read_records
+from ldm_nb.lab import cli, jobs
+from ldm_nb.lab.lock import locked
+from ldm_nb.lab.reproduce import COLUMNS, kept_weights
+from ldm_nb.evaluation.records import read_records
+from ldm_nb.lab.config import read_config
 
 ROWS = ('B,gridworld,ldm,paper,small,vae_batch=2 buffer_size=64 posteriors=4 gru_hidden=16,3:5,4000',
         '3,gridworld,rl2,paper,,,3:5,4000',

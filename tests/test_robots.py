@@ -4,15 +4,16 @@ import dataclasses
 import pytest
 import torch
 
-from ldm_nb.process import Unable
-from ldm_nb import presets
-from ldm_nb.cli import main
-from ldm_nb.core import flat, generators, read_jsonl, take
-from ldm_nb.evaluate import evaluate, outcome, summary
-from ldm_nb.locomotion import ant_direction, ant_goal, cheetah_velocity
-from ldm_nb.presets import METHODS, ROBOTS, method_of, override, preset, settings
-from ldm_nb.runs import load_checkpoint, save_checkpoint
-from ldm_nb.trainer import Diverged, Progress, train
+from ldm_nb.core.errors import Unable
+from ldm_nb.lab import presets
+from ldm_nb.lab.cli import main
+from ldm_nb.core.seeds import flat, generators, take
+from ldm_nb.core.files import read_jsonl
+from ldm_nb.evaluation.evaluate import evaluate, outcome, summary
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.lab.presets import METHODS, ROBOTS, method_of, override, preset, settings
+from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
+from ldm_nb.training.trainer import Diverged, Progress, train
 
 SMALL = dict(posteriors=6, transitions=5, vae_batch=3, buffer_size=20, workers=6, chunk=30, vae_updates=1, minibatches=2, mixture_workers=2)
 

@@ -11,16 +11,17 @@ import torch
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from ldm_nb import locomotion as loco
-from ldm_nb.core import flat, generators
-from ldm_nb.envs import WORLDS, WorldEnv, WorldVectorEnv, one_episode, register
-from ldm_nb.film import backend
-from ldm_nb.locomotion import ANT, CHEETAH, Pools, ant_direction, ant_goal, cheetah_velocity, load, simulate, start
-from ldm_nb.presets import preset
-from ldm_nb.process import Unable
-from ldm_nb.tasks import Split
-from ldm_nb.trainer import Progress, train
-from ldm_nb.presets import METHODS
+from ldm_nb.worlds import robots as loco
+from ldm_nb.core.seeds import flat, generators
+from ldm_nb.worlds.envs import WORLDS, WorldEnv, WorldVectorEnv, one_episode, register
+from ldm_nb.worlds.film import backend
+from ldm_nb.worlds.simulator import ANT, CHEETAH, Pools, load, simulate, start
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.lab.presets import preset
+from ldm_nb.core.errors import Unable
+from ldm_nb.worlds.tasks import Split
+from ldm_nb.training.trainer import Progress, train
+from ldm_nb.lab.presets import METHODS
 
 IDS = register()
 ANTS, CHEETAHS = 'ldm_nb/AntDirTrial-v0', 'ldm_nb/CheetahVelTrial-v0'
@@ -113,7 +114,7 @@ def test_no_warnings(tmp_path, monkeypatch, capfd):
 # Memory
 
 LEAK = '''
-import ctypes, os, torch, gymnasium as gym, ldm_nb.envs
+import ctypes, os, torch, gymnasium as gym, ldm_nb.worlds.envs
 def memory():
     if hasattr(ctypes.CDLL(None), "malloc_trim"): ctypes.CDLL(None).malloc_trim(0)
     return int(open("/proc/self/statm").read().split()[1])*os.sysconf("SC_PAGE_SIZE")/1e6
@@ -245,10 +246,10 @@ torch.set_num_threads(1)
 from dataclasses import replace
 from ldm_nb.core import generators
 from ldm_nb.locomotion import cheetah_velocity
-from ldm_nb.presets import METHODS, preset
-from ldm_nb.process import Unable
-from ldm_nb.trainer import Progress, train
-from ldm_nb.envs import WorldEnv
+from ldm_nb.lab.presets import METHODS, preset
+from ldm_nb.core.errors import Unable
+from ldm_nb.training.trainer import Progress, train
+from ldm_nb.worlds.envs import WorldEnv
 before = dict(os.environ)
 world, cfg, method = cheetah_velocity(horizon=25), replace(preset('cheetah-vel', 'rl2', 'quick'), workers=4), METHODS['rl2'].ppo
 gens = generators([0])
@@ -276,6 +277,6 @@ def test_renderer_after_all():
     try: backend()
     except Unable as e: pytest.skip(str(e))
     code = ('import os\nos.environ["MUJOCO_GL"] = "osmesa"\nfrom ldm_nb.locomotion import engine\nengine()\ndel os.environ["MUJOCO_GL"]\n'
-            'from ldm_nb.envs import WorldEnv\nenv = WorldEnv("AntDir", render_mode="rgb_array")\nenv.reset(seed=0)\nprint(env.render().shape)')
+            'from ldm_nb.worlds.envs import WorldEnv\nenv = WorldEnv("AntDir", render_mode="rgb_array")\nenv.reset(seed=0)\nprint(env.render().shape)')
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout == '(360, 480, 3)\n', r.stderr

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldm_nb import ldm, rl2
-from ldm_nb.core import flat, generators, take
-from ldm_nb.encoder import advance, joined, heads
-from ldm_nb.evaluate import evaluate, outcome
-from ldm_nb.gridworld import gridworld
-from ldm_nb.mixture import Mixture
-from ldm_nb.policy import Agent, policy
-from ldm_nb.presets import METHODS, ROBOTS, WORLDS, override, preset, settings
-from ldm_nb.runs import load_checkpoint, save_checkpoint
-from ldm_nb.trainer import Diverged, Progress, accept, train
+from ldm_nb.methods import ldm, rl2
+from ldm_nb.core.seeds import flat, generators, take
+from ldm_nb.belief.encoder import advance, joined, heads
+from ldm_nb.evaluation.evaluate import evaluate, outcome
+from ldm_nb.worlds.gridworld import gridworld
+from ldm_nb.mixture.mixture import Mixture
+from ldm_nb.policy.policy import Agent, policy
+from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, override, preset, settings
+from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
+from ldm_nb.training.trainer import Diverged, Progress, accept, train
 
 WORLD = gridworld()
 SMALL = dict(posteriors=6, transitions=5, vae_batch=4, buffer_size=40, precollect=0)  # everything takes part from the start

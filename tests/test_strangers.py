@@ -5,14 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb import cli, crew, jobs, lock, presets, rl2, rl2_ppo, runs
-from ldm_nb.cli import main
-from ldm_nb.presets import load_agent
-from ldm_nb.process import Unable
-from ldm_nb.runs import begun, checkpoints, measured, new_config, read_config, read_records, record, write_config, write_json
+from ldm_nb.lab import cli, crew, jobs, lock, presets, runs
+from ldm_nb.methods import rl2, rl2_ppo
+from ldm_nb.lab.cli import main
+from ldm_nb.lab.presets import load_agent
+from ldm_nb.core.errors import Unable
+from ldm_nb.core.files import write_json
+from ldm_nb.evaluation.records import read_records
+from ldm_nb.lab.config import new_config, read_config, write_config
+from ldm_nb.lab.checkpoints import checkpoints, measured
+from ldm_nb.lab.runs import begun, record
 from test_faults import die, forked
 
-LDM = [sys.executable, '-c', 'from ldm_nb.cli import main; main()']
+LDM = [sys.executable, '-c', 'from ldm_nb.lab.cli import main; main()']
 FORK = multiprocessing.get_context('fork')
 
 
@@ -157,7 +162,7 @@ def test_after_a_gpu(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda *a: pytest.fail('a GPU was touched'))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
-    monkeypatch.setattr('ldm_nb.compile.compiler_works', lambda: '' if os.getpid() != me else pytest.fail('the compiler looked at the GPU here'))
+    monkeypatch.setattr('ldm_nb.lab.graphs.compiler_works', lambda: '' if os.getpid() != me else pytest.fail('the compiler looked at the GPU here'))
     monkeypatch.setattr('ldm_nb.core.compiling', contextlib.nullcontext); monkeypatch.setattr(jobs, 'compiling', lambda on: contextlib.nullcontext())
     me = os.getpid()
     assert ldm(capsys, 'resume', run, '--device', 'cpu', '--frames', 6*1920)[0] == 0
@@ -177,8 +182,8 @@ def test_a_run_that_could_not_begin_leaves_nothing(tmp_path, monkeypatch):
 def test_streams_that_are_gone(how, finished, tmp_path):
     "Closed, full, or read by nobody: the run is made, status 0"
     line = ' '.join(["'" + a.replace("'", "'\\''") + "'" for a in [*LDM, *train('run')]])
-    every = 'import ldm_nb.jobs as j; old = j.Sink.__init__; j.Sink.__init__ = lambda self, job: old(self, job, 0.); '
-    line = line.replace('from ldm_nb.cli', every + 'from ldm_nb.cli')
+    every = 'import ldm_nb.lab.jobs as j; old = j.Sink.__init__; j.Sink.__init__ = lambda self, job: old(self, job, 0.); '
+    line = line.replace('from ldm_nb.lab.cli', every + 'from ldm_nb.lab.cli')
     r = subprocess.run(['bash', '-c', f'set -o pipefail; {line} {how}'], cwd=tmp_path, capture_output=True)
     assert r.returncode == 0, r.stderr
     assert (tmp_path/'run'/'weights.safetensors').read_bytes() == (finished/'weights.safetensors').read_bytes()
@@ -438,8 +443,8 @@ def test_killed_before_the_first_checkpoint(tmp_path):
     "Networks are made after the process is set up, also by a resume: the same weights on any number of threads"
     env = dict(os.environ, OMP_NUM_THREADS='4')
     for run in ('whole', 'killed'):
-        patch = 'import os, signal, ldm_nb.jobs as j; old = j.Sink.tick; j.Sink.tick = lambda s, p, m: (old(s, p, m), p.iteration == 1 and os.kill(os.getpid(), signal.SIGKILL)); '
-        code = (patch if run == 'killed' else '') + 'from ldm_nb.cli import main; main()'
+        patch = 'import os, signal, ldm_nb.lab.jobs as j; old = j.Sink.tick; j.Sink.tick = lambda s, p, m: (old(s, p, m), p.iteration == 1 and os.kill(os.getpid(), signal.SIGKILL)); '
+        code = (patch if run == 'killed' else '') + 'from ldm_nb.lab.cli import main; main()'
         r = subprocess.run([sys.executable, '-c', code, *train(tmp_path/run, method='ldm', frames=2*1920)], env=env, capture_output=True)
         assert r.returncode == (-signal.SIGKILL if run == 'killed' else 0), r.stderr
     r = subprocess.run([*LDM, 'resume', str(tmp_path/'killed')], env=env, capture_output=True)

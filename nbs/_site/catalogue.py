@@ -13,8 +13,8 @@ FILE = ROOT/'ldm_nb'/'catalogue.json'
 
 def collected():
     "The catalogue, from the pages' own objects"
-    from ldm_nb.catalogue import ABOUT
-    from ldm_nb.presets import CHOICES, METHODS, ROBOTS, WORLDS, as_stored, changes, presets_of, sources, usual
+    from ldm_nb.lab.catalogue import ABOUT
+    from ldm_nb.lab.presets import CHOICES, METHODS, ROBOTS, WORLDS, as_stored, changes, presets_of, sources, usual
     texts = {}  # text -> its place
     def said(v, text): return [v, texts.setdefault(text, len(texts))]
     def plain(method):
