@@ -26,14 +26,25 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 
 # Pages and cells, also for readme.py and lint.py
 
-def pages(nbs=NBS):
-    "The index, then the numbered pages, then those of sub-folders"
-    fs = [f.relative_to(nbs) for f in Path(nbs).rglob('*.ipynb')]
-    fs = [f for f in fs if not any(p[0] in '_.' for p in f.parts)]
-    return [Path(nbs)/f for f in sorted(fs, key=lambda f: (len(f.parts) > 1, f.stem != 'index', f.parts))]
+PARTS = dict(core='Core', worlds='Worlds', belief='Belief', policy='Policy', mixture='Mixture', training='Training',
+             evaluation='Evaluation', methods='Methods', lab='Laboratory', results='Results')  # in reading order
+TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
+MARK = '⚙'                                     # of these pages in the sidebar
+SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 
-def stem(f): return re.sub(r'^\d+[a-z]?_', '', Path(f).stem)
-def module(f): return '__main__' if stem(f) == 'main' else stem(f)  # what a page makes
+def stem(f): return re.sub(r'^\d+_', '', Path(f).stem)
+def part(f): return Path(f).parent.name        # of a page in a part's folder
+def module(f): return TOP.get(stem(f), f'{part(f)}.{stem(f)}')  # what a page makes
+
+def number(f):
+    "Place of a page in the order of reading and of imports; None for the index, and for a page without a number"
+    m = re.match(r'(\d+)_', Path(f).name)
+    return int(m[1]) if m else None
+
+def pages(nbs=NBS):
+    "The index, then all pages by their numbers, whatever folder they lie in"
+    fs = [f for f in Path(nbs).rglob('*.ipynb') if not any(p[0] in '_.' for p in f.relative_to(nbs).parts)]
+    return sorted(fs, key=lambda f: (f.stem != 'index', number(f) is None, number(f) or 0, f.as_posix()))
 def source(c): return ''.join(c['source'])
 def options(c): return [o for l in source(c).splitlines() if l.startswith('#|') and (o := l[2:].strip())]
 def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startswith('#|')).strip('\n')
@@ -46,6 +57,11 @@ def shown(c):
     if c['cell_type'] == 'markdown': return bool(source(c).strip())
     if flags(c) & {'hide', 'default_exp'} or 'include: false' in options(c): return False
     return bool(code(c).strip() or c.get('outputs'))
+
+def mechanics(f):
+    "Is it a page of mechanics, which a first reading skips?"
+    words = [c for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
+    return len(words) > 1 and source(words[1]).startswith(SKIP)
 
 def cells(f): return [c for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells'] if shown(c)]
 
@@ -88,15 +104,16 @@ class Names:
         self.nbs, self.mods, self.at = Path(nbs), {}, defaultdict(list)
         for f in pages(nbs):
             syms = {k: d for c in cells(f) if exported(c) for k, d in defined(c)}
-            if syms: self.mods[stem(f)] = (f, syms)
-            for k in syms: self.at[k].append(stem(f))
+            if syms: self.mods[module(f)] = (f, syms)
+            for k in syms: self.at[k].append(module(f))
 
     def find(self, name, here=None):
         "The module and the name, if they are certain; `here` is the module of the asking page"
         if name.startswith(LIB+'.'):
-            mod, _, name = name[len(LIB)+1:].partition('.')
-            top = name.split('.')[0] or None
-            return (mod, top) if mod in self.mods and (not top or top in self.mods[mod][1]) else None
+            *at, last = name[len(LIB)+1:].split('.')
+            if '.'.join([*at, last]) in self.mods: return '.'.join([*at, last]), None
+            mod = '.'.join(at[:2])
+            return (mod, [*at, last][2]) if mod in self.mods and [*at, last][2] in self.mods[mod][1] else None
         top = name.split('.')[0]
         mods = self.at.get(top, [])
         if here in mods: return here, top
@@ -110,10 +127,10 @@ def anchor(mod, sym):
 def markdown(s, names, f):
     "Quarto-flavoured markdown of page `f` -> MyST"
     def href(nm):
-        if not (hit := names.find(nm, stem(f))): return None
+        if not (hit := names.find(nm, module(f))): return None
         mod, sym = hit
         if sym: return '#' + anchor(mod, sym)
-        return posixpath.relpath(f'{mod}.ipynb', f.parent.relative_to(names.nbs).as_posix())
+        return posixpath.relpath(document(names.mods[mod][0], names.nbs) + '.ipynb', f.parent.relative_to(names.nbs).as_posix())
     def page(m): return f']({m[1]}{stem(m[2])}.ipynb'
     def file(m):  # of the repository: a folder has no page, and Sphinx would take .md for one
         if (f.parent/m[2]).is_dir(): return m[1]
@@ -136,7 +153,7 @@ def convert(f, names):
             tags = [TAGS[o] for o in options(c) if o in TAGS]
             if exported(c):
                 tags.append('export')
-                labels = '\n'.join(f'({anchor(stem(f), k)})=' for k, _ in defined(c))
+                labels = '\n'.join(f'({anchor(module(f), k)})=' for k, _ in defined(c))
                 if labels: out.append(dict(cell_type='markdown', id=f"at-{c['id']}", metadata={}, source=labels))
             for o in c.get('outputs', []):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
@@ -147,13 +164,17 @@ def convert(f, names):
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
 
 
+def document(f, nbs): return (f.relative_to(nbs).parent/stem(f)).as_posix()  # what the site calls a page
+
+def heading(f): return re.search(r'^# (.+)', source(next(c for c in cells(f) if c['cell_type'] == 'markdown')), re.M)[1]
+
 def toctree(caption, docs): return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n```'
 
 def api(names):
     "A page listing every exported name"
     md = '# API\n\n> Every name the package exports, page by page.\n'
     for mod, (f, syms) in names.mods.items():
-        md += f'\n## {LIB}.{module(f)}\n\n'
+        md += f'\n## {LIB}.{mod}\n\n'
         md += ''.join(f'- [`{k}`](#{anchor(mod, k)})' + (f' – {d}' if d else '') + '\n' for k, d in syms.items())
     return md
 
@@ -162,10 +183,10 @@ def prepare(nbs, dst):
     "Write MyST pages for the notebooks under `nbs` to `dst`; document -> its page and cells"
     docs, names, groups = {}, Names(nbs), defaultdict(list)
     for f in pages(nbs):
-        doc = (f.relative_to(nbs).parent/stem(f)).as_posix()
+        doc = document(f, nbs)
         if doc in docs: raise ValueError(f'{docs[doc][0].name} and {f.name} would both become {doc}.html; rename one')
         docs[doc] = f, convert(f, names)
-        if doc != 'index': groups[doc.split('/')[0].capitalize() if '/' in doc else 'The pages'].append(doc)
+        if doc != 'index': groups[PARTS.get(part(f), 'More')].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
     if names.mods:
         (dst/'api.md').write_text(api(names), encoding='utf-8')
         groups['Reference'] = ['api']

@@ -5,17 +5,14 @@ CONTRIBUTING.md lists the rules. A finding names the page, the cell and what to 
 """
 import ast, json, re, sys
 from pathlib import Path
-from build import LIB, NBS, code, exported, module, options, pages, shown, source, stem
+from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, options, pages, part, shown, source, stem
 
-EXPORT, LESSON, RUN, SIZE = 50, 15, 2, 300_000   # lines, lines, exported cells to a lesson, bytes
+EXPORT, LESSON, RUN, SIZE, WIDE = 50, 15, 2, 300_000, 120   # lines, lines, exported cells to a lesson, bytes, columns
+STORY = list(PARTS)[:list(PARTS).index('lab')]              # parts that import nothing of the laboratory
+CLOSURE, MOST = ('methods.ldm', 'worlds.gridworld'), 17     # pages that a reader of LDM needs, mechanics left out
 TITLE = re.compile(r'# \S.*\n+> (\S.*(?:\n>.*)*)')
 PATH = re.compile(r'(?<![\w.~:/})*-])/(?:root|home|work|tmp|mnt|opt|var|Users|usr/(?:local|lib))\b[\w./-]*')
 
-
-def number(f, nbs):
-    "Place of a page in the order of imports; None where any import is allowed (the index, results)"
-    m = re.match(r'(\d+)[a-z]?_', f.name)
-    return int(m[1]) if m and f.parent == nbs else None
 
 def tree(c):
     "Syntax tree of a cell, shell lines and magics left out; empty where it does not parse"
@@ -27,15 +24,27 @@ def is_import(n):
 
 def imports_only(c): return bool(tree(c).body) and all(map(is_import, tree(c).body))
 
-def modules(c):
-    "Modules of the package that a cell imports, wherever in it"
+def modules(c, f):
+    "Modules of the package that a cell of page `f` imports, wherever in it"
+    whole = [LIB, *(f'{LIB}.{p}' for p in PARTS)]  # packages, whose names are modules
     for n in ast.walk(tree(c)):
         if isinstance(n, ast.Import): names = [a.name for a in n.names]
         elif isinstance(n, ast.ImportFrom):
-            mod = '.'.join([LIB]*bool(n.level) + [n.module]*bool(n.module))
-            names = [f'{mod}.{a.name}' for a in n.names] if mod == LIB else [mod]
+            base = ['', f'{LIB}.{part(f)}', LIB][n.level]
+            mod = '.'.join(x for x in (base, n.module) if x)
+            names = [f'{mod}.{a.name}' for a in n.names] if mod in whole else [mod]
         else: continue
-        yield from (nm.split('.')[1] for nm in names if nm.startswith(LIB+'.'))
+        yield from (nm[len(LIB)+1:] for nm in names if nm.startswith(LIB+'.'))
+
+def definitions(c):
+    "What an exported cell defines: the names of each definition, what it mentions, whether it is a function or a class"
+    for n in tree(c).body:
+        if is_import(n): continue
+        targets = n.targets if isinstance(n, ast.Assign) else [n.target] if isinstance(n, (ast.AnnAssign, ast.AugAssign)) else []
+        names = {x.id for t in targets for x in ast.walk(t) if isinstance(x, ast.Name)} | {getattr(n, 'name', '')} - {''}
+        said = {x.id for x in ast.walk(n) if isinstance(x, ast.Name)}
+        said |= {w for x in ast.walk(n) if isinstance(x, ast.Constant) and isinstance(x.value, str) for w in re.findall(r'`(\w+)`', x.value)}
+        yield names, said, isinstance(n, (ast.FunctionDef, ast.ClassDef))
 
 
 # Each rule takes a page and gives pairs of a cell (or None) and what to do
@@ -47,26 +56,41 @@ def title(f, nb, nbs):
     elif re.search(r'\n|[.!?]\s+[A-Z]', m[1]): yield c, 'make the `>` subtitle one sentence on one line'
 
 def name(f, nb, nbs):
-    if number(f, nbs) is None:
-        if f.parent == nbs and f.stem != 'index': yield None, 'give the page its number: NN_name.ipynb'
-        return
+    if f.parent == nbs and f.stem == 'index': return
+    k = list(PARTS).index(part(f)) if f.parent.parent == nbs and part(f) in PARTS else None
+    if k is None: yield None, f'a page lies in the folder of its part: {", ".join(PARTS)}'
+    elif number(f) is None or number(f)//100 != k: yield None, f'give the page its number: {k}00_{stem(f)}.ipynb to {k}99'
+    for p in pages(nbs):
+        if p != f and number(p) == number(f) is not None: yield None, f'{p.relative_to(nbs)} has this number too'
     for c in nb['cells']:
         for o in options(c):
             if o.startswith('default_exp') and o.split()[1:] != [module(f)]:
                 yield c, f'a page makes the module of its name: `#| default_exp {module(f)}`'
+            if part(f) == 'results' and o.startswith('export'): yield c, 'a page of results exports nothing'
 
 def imports(f, nb, nbs):
-    n, num = number(f, nbs), {stem(p): k for p in pages(nbs) if (k := number(p, nbs)) is not None}
+    n, num = number(f), {module(p): number(p) for p in pages(nbs)}
     for c in nb['cells']:
-        for m in modules(c):
-            if m.startswith('_'): continue
-            if m not in num: yield c, f'{LIB}.{m} comes from no numbered page; import what a page exports'
+        for m in modules(c, f):
+            if m.startswith('_') or m in PARTS: continue
+            if m not in num: yield c, f'{LIB}.{m} comes from no page; import what a page exports'
             elif n is not None and num[m] >= n:
-                yield c, (f'imports run left to right: page {n:02} may not import {LIB}.{m}, page {num[m]:02}; '
+                yield c, (f'imports run from lower to higher numbers: page {n:03} may not import {LIB}.{m}, page {num[m]:03}; '
                           'move the definition to a lower page')
+            if part(f) in STORY and m.startswith('lab.'): yield c, f'{part(f)} imports nothing of the laboratory: {LIB}.{m}'
         mixed = any(map(is_import, tree(c).body)) and not imports_only(c)
         if mixed and not exported(c) and 'nbdev_export(' not in code(c):
             yield c, 'imports mixed with other code; give them a cell of their own'
+
+def one(f, nb, nbs):
+    "An exported cell holds one definition, or a function with a helper, an inverse or constants of its own"
+    for c in filter(exported, nb['cells']):
+        found = list(definitions(c))
+        names = [', '.join(sorted(x)) or 'a statement' for x, *_ in found]
+        def tied(a, b): return bool(a[0] & b[1] or b[0] & a[1])
+        pair = any(all(a is b or tied(a, b) for b in found) for a in found) and sum(f for *_, f in found) <= 2
+        if len(found) > 1 and not (pair and any(f for *_, f in found)):
+            yield c, f'several definitions in one cell ({"; ".join(names)}): only a function with its helper, inverse or constants may share one'
 
 def order(f, nb, nbs):
     "Words before every one or two exported cells, a lesson after them; imports do not count"
@@ -90,6 +114,8 @@ def lengths(f, nb, nbs):
         if exported(c) and n > EXPORT: yield c, f'an exported cell of {n} lines, at most {EXPORT}: split the definition'
         if not exported(c) and shown(c) and n > LESSON:
             yield c, f'a lesson of {n} lines, at most {LESSON}: split it, or export a helper'
+        wide = [l for l in code(c).splitlines() if len(l) > WIDE] if exported(c) else []
+        if wide: yield c, f'{len(wide)} lines of more than {WIDE} columns, the first begins with: {wide[0].strip()[:40]}'
         if exported(c) and re.search(r'(?<![\w.])print\(', code(c)):
             yield c, '`print(` in an exported cell: return the value and let the lesson show it'
 
@@ -115,13 +141,34 @@ def lint(f, nbs=NBS):
     "What is wrong with page `f`, as lines of text; `nbs` is the folder of the pages"
     f, nbs = Path(f).resolve(), Path(nbs).resolve()
     nb = json.loads(f.read_text(encoding='utf-8'))
-    found = [x for rule in (title, name, imports, order, lengths, words, size) for x in rule(f, nb, nbs)]
+    found = [x for rule in (title, name, imports, one, order, lengths, words, size) for x in rule(f, nb, nbs)]
     at = f.relative_to(nbs.parent) if f.is_relative_to(nbs) else f
     return [f"{at}{' cell ' + c['id'] if c else ''}: {msg}" for c, msg in found]
+
+
+def closure(begin=CLOSURE, nbs=NBS):
+    "Pages that the modules of `begin` import, and what these import, in reading order; themselves too, mechanics left out"
+    page = {module(p): p for p in pages(nbs)}
+    def needs(p): return {m for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if exported(c) for m in modules(c, p) if m in page}
+    seen, todo = set(), list(begin)
+    while todo:
+        if (m := todo.pop()) not in seen: seen.add(m); todo += needs(page[m])
+    return [p for p in pages(nbs) if module(p) in seen and not mechanics(p)]
+
+def story(nbs=NBS):
+    "Lines about `closure`, and whether it is short enough"
+    ps = closure(nbs=nbs)
+    lines = sum(len(code(c).splitlines()) for p in ps for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if exported(c))
+    names = [f'{p.relative_to(nbs).with_suffix("").as_posix()}' for p in ps]
+    return f'{" and ".join(CLOSURE)} need {len(ps)} pages ({lines} lines), mechanics left out: {", ".join(names)}', len(ps) <= MOST
 
 
 if __name__ == '__main__':
     fs = sys.argv[1:] or pages()
     bad = [l for f in fs for l in lint(f)]
+    said, short = story()
+    if not sys.argv[1:]:
+        print(said)
+        if not short: bad.append(f'more than {MOST} pages stand before LDM: move what it does not need')
     print('\n'.join(bad) or f'{len(fs)} pages, nothing to mend')
     sys.exit(bool(bad))
