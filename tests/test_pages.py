@@ -3,8 +3,8 @@ import json
 
 import pytest
 import nb as editor
-from build import NBS, pages
-from lint import lint
+from build import NBS, PARTS, mechanics, number, pages, part
+from lint import MOST, closure, lint, story
 
 
 @pytest.mark.parametrize('f', pages(), ids=lambda f: str(f.relative_to(NBS)))
@@ -17,7 +17,7 @@ GOOD = '''# %% [markdown] title
 > Layers.
 
 # %% exp
-#| default_exp nets
+#| default_exp belief.nets
 
 # %% hidden
 #| hide
@@ -26,7 +26,7 @@ from fastcore.test import *
 # %% imports
 #| export
 import math
-from ldm_nb.core import zero
+from ldm_nb.core.zeros import zero
 
 # %% [markdown] words
 A function.
@@ -48,8 +48,10 @@ def check(tmp_path):
     "The linter's findings on a page that differs from a good one"
     nbs = tmp_path/'nbs'
     nbs.mkdir()
-    for f in ('00_core', '02_late'): editor.save(dict(editor.NEW), nbs/f'{f}.ipynb')
-    def check(old='', new='', name='01_nets', outputs=(), size=0):
+    for f in ('core/000_zeros', 'belief/220_late', 'lab/800_runs'):
+        (nbs/f).parent.mkdir()
+        editor.save(dict(editor.NEW), nbs/f'{f}.ipynb')
+    def check(old='', new='', name='belief/210_nets', outputs=(), size=0):
         assert old in GOOD
         nb = editor.write(GOOD.replace(old, new, 1), editor.NEW)
         nb['cells'][-1]['outputs'] = [*outputs]
@@ -67,12 +69,14 @@ BREACHES = {
     'subtitle':       (('> Layers.', '> Layers. And more.'), 'title', 'one sentence on one line'),
     'subtitle lines': (('> Layers.', '> Layers\n> and more.'), 'title', 'one sentence on one line'),
     'split title':    (('\n\n> Layers.', '\n\n# %% [markdown] sub\n> Layers.'), 'title', 'one markdown cell'),
-    'module name':    (('default_exp nets', 'default_exp net'), 'exp', 'default_exp nets'),
-    'import right':   (('ldm_nb.core', 'ldm_nb.late'), 'imports', 'page 01 may not import ldm_nb.late, page 02'),
-    'import self':    (('# %% lesson', '# %% x\nimport ldm_nb.nets\n\n# %% lesson'), 'x', 'may not import ldm_nb.nets'),
-    'import inside':  (('return zero() + 1', 'import ldm_nb.late'), 'def1', 'may not import ldm_nb.late'),
-    'import relative': (('from ldm_nb.core import', 'from .late import'), 'imports', 'may not import ldm_nb.late'),
-    'import unknown': (('ldm_nb.core', 'ldm_nb.cores'), 'imports', 'comes from no numbered page'),
+    'module name':  (('default_exp belief.nets', 'default_exp nets'), 'exp', 'default_exp belief.nets'),
+    'import right': (('ldm_nb.core.zeros', 'ldm_nb.belief.late'), 'imports', 'page 210 may not import ldm_nb.belief.late, page 220'),
+    'import self':  (('# %% lesson', '# %% x\nimport ldm_nb.belief.nets\n\n# %% lesson'), 'x', 'may not import ldm_nb.belief.nets'),
+    'import inside':  (('return zero() + 1', 'import ldm_nb.belief.late'), 'def1', 'may not import ldm_nb.belief.late'),
+    'import relative': (('from ldm_nb.core.zeros import', 'from .late import'), 'imports', 'may not import ldm_nb.belief.late'),
+    'import of a part': (('from ldm_nb.core.zeros import zero', 'from ldm_nb.belief import late'), 'imports', 'may not import ldm_nb.belief.late'),
+    'import up':      (('from ldm_nb.core.zeros import', 'from ..belief.late import'), 'imports', 'may not import ldm_nb.belief.late'),
+    'import unknown': (('ldm_nb.core.zeros', 'ldm_nb.core.ones'), 'imports', 'comes from no page'),
     'import mixed':   (('# %% lesson\n', '# %% lesson\nimport sys\n'), 'lesson', 'a cell of their own'),
     'no words':       (('# %% [markdown] words\nA function.\n', ''), 'def1', 'no words before'),
     'no lesson':      (('# %% lesson\ntwo()\n', ''), 'def2', 'no lesson after'),
@@ -83,13 +87,18 @@ BREACHES = {
     'long lesson':    (('\ntwo()\n', '\n' + 'two()\n'*16), 'lesson', '16 lines, at most 15'),
     'print':          (('return zero() + 1', 'print(1)'), 'def1', '`print(`'),
     'path':           (('A function.', 'See `/home/me/x.py`.'), 'words', 'one machine in the source, /home/me/x.py'),
+    'two definitions': (('+ 1', '+ 1\n\ndef other(): pass'), 'def1', 'several definitions in one cell (one; other)'),
+    'two constants': (('def one(): return zero() + 1', 'A = 1\nB = 2'), 'def1', 'several definitions'),
+    'three helpers': (('+ 1', '+ 1\n\ndef h(): one()\n\ndef k(): one(), h()'), 'def1', 'several definitions'),
+    'wide':           (('+ 1', '+ 1 # ' + 'x'*120), 'def1', '1 lines of more than 120 columns'),
+    'link':           (('A function.', 'See [core](../core/010_zeros.ipynb#zero).'), 'words', 'a link to ../core/010_zeros.ipynb#zero'),
     'to do':          (('A function.', 'A function (TODO: more).'), 'words', 'TODO'),
 }
 
 @pytest.mark.parametrize('change,cell,message', BREACHES.values(), ids=BREACHES)
 def test_breach(check, change, cell, message):
     found = check(*change)
-    assert len(found) == 1 and f'01_nets.ipynb cell {cell}: ' in found[0] and message in found[0], found
+    assert len(found) == 1 and f'belief/210_nets.ipynb cell {cell}: ' in found[0] and message in found[0], found
 
 KEPT = {
     'the page itself': ('', ''),
@@ -97,6 +106,11 @@ KEPT = {
     'imports between': ('# %% def2', '# %%\n#| export\nimport sys\n\n# %% def2'),
     'shell line':      ('\ntwo()\n', '\n#| eval: false\n!ldm train gridworld\n'),
     'url':             ('A function.', 'See https://example.com/home/x and [a](../data/tmp/x) and runs/tmp.'),
+    'helper':          ('+ 1', '+ other()\n\ndef other(): pass'),
+    'inverse':         ('return zero() + 1', 'return zero() + 1\n\ndef back():\n    "The inverse of `one`"'),
+    'constant':        ('def one(): return zero() + 1', 'A, B = 1, 2\n\nC = 3\n\ndef one(): return A + C'),
+    'wide lesson':     ('\ntwo()\n', '\ntwo() # ' + 'x'*120 + '\n'),
+    'link':            ('A function.', 'See [core](../core/000_zeros.ipynb#zero).'),
     'doctest word':    ('return zero() + 1', 'return pprint(1)'),
 }
 
@@ -111,5 +125,44 @@ def test_output_path(check):
 def test_size(check): assert '300 kB, at most 300' in check(size=299_000)[0] and not check(size=290_000)
 
 def test_number(check):
-    assert 'give the page its number' in check(name='nets')[0]
-    for free in ('index', 'results/fig4'): assert not check('ldm_nb.core', 'ldm_nb.late', name=free)
+    "A page lies in the folder of its part and has a number of its own there"
+    assert 'lies in the folder of its part' in check(name='210_nets')[0]
+    assert 'lies in the folder of its part' in check(name='other/210_nets')[0]
+    for bad in ('belief/nets', 'belief/310_nets', 'belief/20_nets'): assert 'give the page its number: 200_nets.ipynb to 299' in check(name=bad)[0]
+    assert 'belief/220_late.ipynb has this number too' in check(name='belief/220_nets')[0]
+
+def test_free(check):
+    "The index imports from anywhere; so do pages of results, which export nothing"
+    assert not check('ldm_nb.core.zeros', 'ldm_nb.belief.late', name='index')
+    assert 'a page of results exports nothing' in check('default_exp belief.nets', 'default_exp results.nets', name='results/900_nets')[0]
+
+def test_story(check):
+    "The story imports nothing of the laboratory, whatever the numbers"
+    bad = check('from ldm_nb.core.zeros import', 'from ldm_nb.lab.runs import')
+    assert len(bad) == 2 and 'belief imports nothing of the laboratory: ldm_nb.lab.runs' in bad[1]
+
+
+def test_parts():
+    "Every page but the index has a number, and the numbers run with the parts"
+    fs = pages()
+    assert fs[0].stem == 'index' and all(number(f) is not None for f in fs[1:])
+    assert [number(f) for f in fs[1:]] == sorted({number(f) for f in fs[1:]})
+    assert list(dict.fromkeys(map(part, fs[1:]))) == list(PARTS)
+
+def test_closure(tmp_path):
+    "LDM on the gridworld needs at most 17 pages, none of the laboratory and none of mechanics"
+    names = [f'{part(f)}.{f.stem[4:]}' for f in closure()]
+    assert {'core.seeds', 'belief.elbo', 'mixture.mixture', 'methods.rl2', 'methods.ldm'} <= set(names) and len(names) <= MOST
+    assert not any(map(mechanics, closure())) and not any(n.startswith(('lab.', 'evaluation.')) for n in names)
+    said, short = story()
+    assert short and f'need {len(names)} pages' in said and 'belief/230_elbo' in said
+
+def test_closure_grows(tmp_path):
+    "What a page imports counts, also by way of mechanics, which do not count themselves"
+    box = '# %% [markdown]\n# M\n> M.\n\n# %% [markdown]\n> **Skip this on a first reading.** It equals one.\n\n'
+    def exports(*mods): return '# %%\n#| export\n' + '\n'.join(f'import ldm_nb.{m}' for m in mods) + '\n'
+    for f, txt in {'core/000_a': exports(), 'core/010_m': box + exports('core.a'), 'core/020_b': exports(), 'worlds/100_g': exports(),
+                   'methods/700_l': exports('core.m') + '\n# %%\nimport ldm_nb.core.b\n'}.items():
+        (tmp_path/f).parent.mkdir(exist_ok=True)
+        editor.save(editor.write(txt, editor.NEW), tmp_path/f'{f}.ipynb')
+    assert [f.stem for f in closure(('methods.l', 'worlds.g'), tmp_path)] == ['000_a', '100_g', '700_l']

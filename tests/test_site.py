@@ -1,7 +1,7 @@
 "The site builds without a warning, and a link that leads nowhere stops it."
 import pytest
 import nb as editor
-from build import Names, build, dead_links, named, pages
+from build import MARK, Names, build, dead_links, named, pages
 
 pytestmark = pytest.mark.xdist_group('site')
 
@@ -11,12 +11,15 @@ CORE = '''# %% [markdown] title
 > Zeros.
 
 # %% exp
-#| default_exp core
+#| default_exp core.zeros
 
 # %% [markdown] words
+> **Skip this on a first reading.** All that the story needs is:
+> `zero` equals 0.
+
 ## Zero
 
-What `zero` gives; see [results](results/fig4.ipynb) and the [data](../data/x.csv). $$x^2$$
+What `zero` gives; see [results](../results/900_fig4.ipynb) and the [data](../../data/x.csv). $$x^2$$
 
 # %% def
 #| export
@@ -27,13 +30,21 @@ def zero():
 # %% lesson
 zero()
 '''
+BELIEF = '''# %% [markdown] title
+# Posterior
+
+> After [Core](../core/010_zeros.ipynb).
+
+# %% exp
+#| default_exp belief.posterior
+'''
 FIG = '''# %% [markdown] title
 # Figure 4
 
 > A picture.
 
 # %% [markdown] words
-Of `zero`, from [core](../00_core.ipynb#zero) and `ldm_nb.core`.
+Of `zero`, from [core](../core/010_zeros.ipynb#zero) and `ldm_nb.core.zeros`.
 '''
 INDEX = '''# %% [markdown] title
 # ldm_nb
@@ -41,16 +52,16 @@ INDEX = '''# %% [markdown] title
 > A laboratory.
 
 # %% [markdown] words
-See [Core](00_core.ipynb).
+See [Core](core/010_zeros.ipynb).
 '''
 
 @pytest.fixture
 def site(tmp_path):
-    "Build three small pages, one of them changed"
+    "Build four small pages, some of them changed"
     def site(*changes):
         (tmp_path/'data').mkdir()
         (tmp_path/'data/x.csv').write_text('1\n')
-        for f, s in {'index': INDEX, '00_core': CORE, 'results/fig4': FIG}.items():
+        for f, s in {'index': INDEX, 'core/010_zeros': CORE, 'belief/200_posterior': BELIEF, 'results/900_fig4': FIG}.items():
             p = tmp_path/f'nbs/{f}.ipynb'
             p.parent.mkdir(parents=True, exist_ok=True)
             for old, new in changes: s = s.replace(old, new)
@@ -68,27 +79,37 @@ def test_ours(tmp_path):
 def test_small(site):
     bad, out = site()
     assert not bad
-    core, fig = (out/'core.html').read_text(), (out/'results/fig4.html').read_text()
-    assert 'id="ldm-nb-core-zero"' in core and 'href="#ldm-nb-core-zero"' in core and 'def' in core
-    assert all(f'href="../core.html{a}"' in fig for a in ('#ldm-nb-core-zero', '#zero', ''))
+    core, fig = (out/'core/zeros.html').read_text(), (out/'results/fig4.html').read_text()
+    assert 'id="ldm-nb-core-zeros-zero"' in core and 'href="#ldm-nb-core-zeros-zero"' in core and 'def' in core
+    assert all(f'href="../core/zeros.html{a}"' in fig for a in ('#ldm-nb-core-zeros-zero', '#zero', ''))
+
+def test_order(site):
+    "The sidebar shows the parts in the order of reading, which is no order of the alphabet, and marks mechanics"
+    _, out = site()
     ix = (out/'index.html').read_text()
-    ix = ix[ix.index('The pages'):]
-    at = [ix.index(s) for s in ('core.html', 'Results', 'results/fig4.html', 'Reference', 'api.html')]
+    ix = ix[ix.index('sidebar-tree'):]
+    at = [ix.index(s) for s in ('Core<', f'Core {MARK}</a>', 'Belief<', 'Posterior</a>', 'Results<', 'Figure 4</a>', 'Reference', 'api.html')]
     assert at == sorted(at)
+
+def test_skip(site):
+    "What a first reading skips is said in a box, with all its words"
+    core = (site()[1]/'core/zeros.html').read_text()
+    box = core[core.index('class="skip admonition"'):]
+    assert 0 < box.index('Skip this on a first reading') < box.index('All that the story needs') < box.index('equals 0') < box.index('<h2>')
 
 def test_dead(site):
     "Every dead link is named with its page and cell, and nothing is built"
-    bad, out = site(('](00_core.ipynb)', '](02_none.ipynb)'), ('.ipynb#zero', '.ipynb#one'),
+    bad, out = site(('](core/010_zeros.ipynb)', '](core/020_none.ipynb)'), ('.ipynb#zero', '.ipynb#one'),
                     ('data/x.csv', 'data/y.csv'), ('A laboratory.\n', 'A laboratory.\n\n![x](../data/x.png)\n'))
-    for page, target in {'index.ipynb cell words': 'none', 'results/fig4.ipynb cell words': 'one',
-                         '00_core.ipynb cell words': 'y.csv', 'index.ipynb cell title': 'x.png'}.items():
+    for page, target in {'index.ipynb cell words': 'none', 'results/900_fig4.ipynb cell words': 'one',
+                         'core/010_zeros.ipynb cell words': 'y.csv', 'index.ipynb cell title': 'x.png'}.items():
         assert any(page in l and target in l for l in bad), (page, bad)
     assert not out.exists()
 
 def test_dead_html(site):
     "Also those in raw HTML, which Sphinx does not follow"
-    bad, out = site(('See [Core]', '<a href="core.html#none">x</a> [Core]'))
-    assert bad == ['index.html: dead link core.html#none'] and not out.exists()
+    bad, out = site(('See [Core]', '<a href="core/zeros.html#none">x</a> [Core]'))
+    assert bad == ['index.html: dead link core/zeros.html#none'] and not out.exists()
 
 def test_not_a_site(tmp_path):
     "A folder that holds something else is never replaced"

@@ -29,8 +29,8 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 PARTS = dict(core='Core', worlds='Worlds', belief='Belief', policy='Policy', mixture='Mixture', training='Training',
              evaluation='Evaluation', methods='Methods', lab='Laboratory', results='Results')  # in reading order
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
-MARK = '⚙'                                     # of these pages in the sidebar
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
+MARK = '⚙'                                     # of such pages in the sidebar
 
 def stem(f): return re.sub(r'^\d+_', '', Path(f).stem)
 def part(f): return Path(f).parent.name        # of a page in a part's folder
@@ -135,9 +135,11 @@ def markdown(s, names, f):
     def file(m):  # of the repository: a folder has no page, and Sphinx would take .md for one
         if (f.parent/m[2]).is_dir(): return m[1]
         return f'[{m[1]}](path:{m[2]})' if m[2].endswith('.md') else m[0]
+    def box(m): return ':::{admonition} Skip this on a first reading\n:class: skip\n' + re.sub(r'^> ?', '', m[1], flags=re.M).strip() + '\n:::\n'
     def fix(t):
         t = re.sub(r'(\]\([^)]*\))\{[^}]*\}', r'\1', t)
         t = re.sub(r'^:::\s*\{\.callout-(\w+)[^}]*\}', r':::{\1}', t, flags=re.M)
+        t = re.sub(rf'^{re.escape(SKIP)}(.*(?:\n>.*)*)', box, t, flags=re.M)
         t = re.sub(r'\[([^\[\]]*)\]\((\.\.?/[\w./-]*)\)', file, t)
         return re.sub(r'\]\((?!\w+:)((?:[\w.-]+/)*)([\w-]+)\.ipynb', page, t)
     return named(outside(s, fix), href)

@@ -5,7 +5,7 @@ CONTRIBUTING.md lists the rules. A finding names the page, the cell and what to 
 """
 import ast, json, re, sys
 from pathlib import Path
-from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, options, pages, part, shown, source, stem
+from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, options, pages, part, relative, shown, source, stem
 
 EXPORT, LESSON, RUN, SIZE, WIDE = 50, 15, 2, 300_000, 120   # lines, lines, exported cells to a lesson, bytes, columns
 STORY = list(PARTS)[:list(PARTS).index('lab')]              # parts that import nothing of the laboratory
@@ -133,6 +133,12 @@ def words(f, nb, nbs):
             if m := PATH.search(t): yield c, f'a path of one machine in the {where}, {m[0]}: make it relative'
         if m := re.search(r'\b(TODO|FIXME)\b', source(c)): yield c, f'{m[0]}: do it or drop it'
 
+def links(f, nb, nbs):
+    "Pages that the words link to have this very name, number and all (the site leaves the numbers out; JupyterLab does not)"
+    for c in nb['cells']:
+        for u in relative(source(c)) if c['cell_type'] == 'markdown' else ():
+            if '.ipynb' in u and not (f.parent/u.split('#')[0]).exists(): yield c, f'a link to {u}, which is not there: has the page moved?'
+
 def size(f, nb, nbs):
     if (n := f.stat().st_size) >= SIZE: yield None, f'{n/1000:.0f} kB, at most {SIZE//1000}: fewer or smaller pictures'
 
@@ -141,7 +147,7 @@ def lint(f, nbs=NBS):
     "What is wrong with page `f`, as lines of text; `nbs` is the folder of the pages"
     f, nbs = Path(f).resolve(), Path(nbs).resolve()
     nb = json.loads(f.read_text(encoding='utf-8'))
-    found = [x for rule in (title, name, imports, one, order, lengths, words, size) for x in rule(f, nb, nbs)]
+    found = [x for rule in (title, name, imports, one, order, lengths, words, links, size) for x in rule(f, nb, nbs)]
     at = f.relative_to(nbs.parent) if f.is_relative_to(nbs) else f
     return [f"{at}{' cell ' + c['id'] if c else ''}: {msg}" for c, msg in found]
 
