@@ -1,9 +1,9 @@
 "Every page keeps the rules of layout, and the linter notices each breach of them."
-import json
+import re
 
 import pytest
 import nb as editor
-from build import NBS, PARTS, mechanics, number, pages, part
+from build import NBS, PARTS, cells, mechanics, number, pages, part, source
 from lint import MOST, closure, lint, story
 
 
@@ -149,7 +149,15 @@ def test_parts():
     assert [number(f) for f in fs[1:]] == sorted({number(f) for f in fs[1:]})
     assert list(dict.fromkeys(map(part, fs[1:]))) == list(PARTS)
 
-def test_closure(tmp_path):
+def test_index():
+    "The index links to every page once, in the order of reading; bold is what LDM needs, and mechanics are marked"
+    md = next(source(c) for c in cells(NBS/'index.ipynb') if source(c).startswith('## The pages'))
+    found = re.findall(r'(\*\*)?\[[^]]+\]\(([\w/-]+\.ipynb)\)(\*\*)?( ⚙)?', md)
+    assert [u for _, u, *_ in found] == [f.relative_to(NBS).as_posix() for f in pages()[1:]]
+    assert [u for b, u, *_ in found if b] == [f.relative_to(NBS).as_posix() for f in closure()]
+    assert [u for *_, u, _, m in found if m] == [f.relative_to(NBS).as_posix() for f in pages()[1:] if mechanics(f)]
+
+def test_closure():
     "LDM on the gridworld needs at most 17 pages, none of the laboratory and none of mechanics"
     names = [f'{part(f)}.{f.stem[4:]}' for f in closure()]
     assert {'core.seeds', 'belief.elbo', 'mixture.mixture', 'methods.rl2', 'methods.ldm'} <= set(names) and len(names) <= MOST
