@@ -258,7 +258,7 @@ def test_figures_say_what_they_show():
 
 # Text
 
-TEXTS = [*(ROOT/'nbs/_site').glob('*.py'), *(ROOT/'ldm_nb').glob('*.py'), ROOT/'setup.py']
+TEXTS = [*(ROOT/'nbs/_site').glob('*.py'), *(ROOT/'ldm_nb').rglob('*.py'), ROOT/'setup.py']
 
 @pytest.mark.parametrize('file', TEXTS, ids=lambda f: f'{f.parent.name}/{f.name}')
 def test_text_has_an_encoding(file):

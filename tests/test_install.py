@@ -21,7 +21,9 @@ def run(site, code, cwd):
     return subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True)
 
 def test_every_module(elsewhere, tmp_path):
-    modules = sorted(p.stem for p in (ROOT/'ldm_nb').glob('*.py') if p.stem != '__init__')
+    fs = [p.relative_to(ROOT/'ldm_nb').with_suffix('') for p in (ROOT/'ldm_nb').rglob('*.py') if p.stem != '__init__']
+    modules = sorted('.'.join(f.parts) for f in fs)
+    assert {'core.seeds', 'methods.ldm', 'lab.cli', '__main__'} <= set(modules)
     r = run(elsewhere, f'import importlib, ldm_nb\nfor m in {modules}: importlib.import_module("ldm_nb." + m)\nprint(ldm_nb.__file__)', tmp_path)
     assert r.returncode == 0, r.stderr
     assert Path(r.stdout.strip()).parent == elsewhere/'ldm_nb'

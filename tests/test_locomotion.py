@@ -13,12 +13,11 @@ if 'imageio' not in sys.modules and not importlib.util.find_spec('imageio'):    
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from ldm_nb.lab import crew
-from ldm_nb.worlds import robots as loco
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.worlds.robot_tasks import DIRECTION, GOAL, RADII, SPEEDS, VELOCITY
-from ldm_nb.worlds.simulator import ANT, CHEETAH, engine, load, parts, quiet, simulate, start
-from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, Pools, engine, load, parts, quiet, simulate, start
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity, reward_goal, see_goal
 from ldm_nb.policy.policy import Agent
 from ldm_nb.training.rollout import rollout
 
@@ -57,7 +56,7 @@ def test_gymnasium(body, script):
     env, went = theirs(body, state), 0
     for a in SCRIPTS[script](body.motors):
         after, failed = simulate(body, state, a[None, None])
-        env.do_simulation(a.double().numpy(), loco.SKIP)
+        env.do_simulation(a.double().numpy(), SKIP)
         p, d = parts(body, after), env.data
         for x, y in ((p.qpos, d.qpos), (p.qvel, d.qvel), (p.torso, d.body('torso').xpos)):
             assert abs(x[0, 0].numpy() - y).max() < 1e-9
@@ -139,10 +138,10 @@ def test_contacts():
         assert abs(p.force[0, 0].numpy().reshape(14, 6) - last.cfrc_ext).max() < 1e-9
         assert torch.equal(state[..., :46], plain)
         seen += p.force.any().item()
-        obs = loco.see_goal(state)[0, 0, 29:]
+        obs = see_goal(state)[0, 0, 29:]
         assert torch.equal(obs, p.force[0, 0].clamp(-1, 1).float())
-        charged = loco.reward_goal(torch.zeros(1, 1, 2), state, a[None, None], state)
-        free = loco.reward_goal(torch.zeros(1, 1, 2), plain, a[None, None], plain)
+        charged = reward_goal(torch.zeros(1, 1, 2), state, a[None, None], state)
+        free = reward_goal(torch.zeros(1, 1, 2), plain, a[None, None], plain)
         assert (free - charged).item() == pytest.approx(.0005*(p.force.clamp(-1, 1)**2).sum().item(), abs=1e-12)
     assert 5 < seen < 55
 
@@ -170,7 +169,7 @@ def test_company(name):
 
 CHILD = '''
 import sys, torch
-from ldm_nb.locomotion import ANT, simulate
+from ldm_nb.worlds.simulator import ANT, simulate
 d = torch.load(sys.argv[1])
 for a in d['acts']: d['state'] = simulate(ANT, d['state'], a)[0]
 torch.save(d, sys.argv[1])
@@ -188,7 +187,7 @@ def test_resume(tmp_path):
 def test_fork():
     "A forked process steps to the same state with threads of its own, and ends although it inherited a pool"
     state, a = start(ANT, False, torch.zeros(1, 4, 1), rand(1, 4, 29)), randn(1, 4, 8)
-    pools = loco.Pools()
+    pools = Pools()
     want = simulate(ANT, state, a, 2, pools)[0]
     code = 'from ldm_nb import locomotion as l, crew; import torch, os, sys\n' \
            's, a, p = l.start(l.ANT, False, torch.zeros(1, 4, 1)), torch.zeros(1, 4, 8), l.Pools()\n' \
@@ -349,14 +348,15 @@ def test_bad_model(tmp_path):
 WITHOUT = '''
 import sys, types
 sys.modules["mujoco"] = {}
-import torch, gymnasium, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.locomotion as l
+import torch, gymnasium, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.worlds.simulator as l
 from ldm_nb.core.errors import Unable
 def version(name):
     if {!r} is None: raise l.PackageNotFoundError(name)
     return {!r}
 l.version = version
 env = gymnasium.make("ldm_nb/Gridworld-v0"); env.reset(seed=0); env.step(1)
-w = l.ant_goal()
+from ldm_nb.worlds.robots import ant_goal
+w = ant_goal()
 s = w.start(torch.zeros(1, 1, 2), torch.rand(1, 1, 29))
 try: w.step(s, torch.zeros(1, 1, 2), torch.zeros(1, 1, 8))
 except Unable as e: print(e)
@@ -372,5 +372,5 @@ def test_without_mujoco(fake, installed, message):
     assert message in out
 
 def test_lazy():
-    code = 'import sys, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.locomotion; sys.exit("mujoco" in sys.modules)'
+    code = 'import sys, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.worlds.robots; sys.exit("mujoco" in sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True)

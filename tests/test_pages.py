@@ -48,8 +48,8 @@ def check(tmp_path):
     "The linter's findings on a page that differs from a good one"
     nbs = tmp_path/'nbs'
     nbs.mkdir()
-    for f in ('core/000_zeros', 'belief/220_late', 'lab/800_runs'):
-        (nbs/f).parent.mkdir()
+    for f in ('core/000_zeros', 'belief/220_late', 'lab/800_runs', 'lab/888_front'):
+        (nbs/f).parent.mkdir(exist_ok=True)
         editor.save(dict(editor.NEW), nbs/f'{f}.ipynb')
     def check(old='', new='', name='belief/210_nets', outputs=(), size=0):
         assert old in GOOD
@@ -76,6 +76,7 @@ BREACHES = {
     'import relative': (('from ldm_nb.core.zeros import', 'from .late import'), 'imports', 'may not import ldm_nb.belief.late'),
     'import of a part': (('from ldm_nb.core.zeros import zero', 'from ldm_nb.belief import late'), 'imports', 'may not import ldm_nb.belief.late'),
     'import up':      (('from ldm_nb.core.zeros import', 'from ..belief.late import'), 'imports', 'may not import ldm_nb.belief.late'),
+    'import front':   (('from ldm_nb.core.zeros import', 'from ldm_nb import'), 'imports', 'may not import ldm_nb.__init__, page 888'),
     'import unknown': (('ldm_nb.core.zeros', 'ldm_nb.core.ones'), 'imports', 'comes from no page'),
     'import mixed':   (('# %% lesson\n', '# %% lesson\nimport sys\n'), 'lesson', 'a cell of their own'),
     'no words':       (('# %% [markdown] words\nA function.\n', ''), 'def1', 'no words before'),

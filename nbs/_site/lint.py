@@ -33,6 +33,7 @@ def modules(c, f):
             base = ['', f'{LIB}.{part(f)}', LIB][n.level]
             mod = '.'.join(x for x in (base, n.module) if x)
             names = [f'{mod}.{a.name}' for a in n.names] if mod in whole else [mod]
+            if mod == LIB: names = [nm if nm in whole or a.name.startswith('_') else f'{LIB}.__init__' for nm, a in zip(names, n.names)]
         else: continue
         yield from (nm[len(LIB)+1:] for nm in names if nm.startswith(LIB+'.'))
 
@@ -72,7 +73,7 @@ def imports(f, nb, nbs):
     n, num = number(f), {module(p): number(p) for p in pages(nbs)}
     for c in nb['cells']:
         for m in modules(c, f):
-            if m.startswith('_') or m in PARTS: continue
+            if m.startswith('_') and m != '__init__' or m in PARTS: continue
             if m not in num: yield c, f'{LIB}.{m} comes from no page; import what a page exports'
             elif n is not None and num[m] >= n:
                 yield c, (f'imports run from lower to higher numbers: page {n:03} may not import {LIB}.{m}, page {num[m]:03}; '
