@@ -17,7 +17,7 @@ from ldm_nb.worlds import robots as loco
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.worlds.robot_tasks import DIRECTION, GOAL, RADII, SPEEDS, VELOCITY
-from ldm_nb.worlds.simulator import ANT, CHEETAH, engine, load, parts, quiet, simulate, start
+from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, engine, load, parts, quiet, simulate, start
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.policy.policy import Agent
 from ldm_nb.training.rollout import rollout
@@ -57,7 +57,7 @@ def test_gymnasium(body, script):
     env, went = theirs(body, state), 0
     for a in SCRIPTS[script](body.motors):
         after, failed = simulate(body, state, a[None, None])
-        env.do_simulation(a.double().numpy(), loco.SKIP)
+        env.do_simulation(a.double().numpy(), SKIP)
         p, d = parts(body, after), env.data
         for x, y in ((p.qpos, d.qpos), (p.qvel, d.qvel), (p.torso, d.body('torso').xpos)):
             assert abs(x[0, 0].numpy() - y).max() < 1e-9
@@ -170,7 +170,7 @@ def test_company(name):
 
 CHILD = '''
 import sys, torch
-from ldm_nb.locomotion import ANT, simulate
+from ldm_nb.worlds.simulator import ANT, simulate
 d = torch.load(sys.argv[1])
 for a in d['acts']: d['state'] = simulate(ANT, d['state'], a)[0]
 torch.save(d, sys.argv[1])
@@ -190,7 +190,7 @@ def test_fork():
     state, a = start(ANT, False, torch.zeros(1, 4, 1), rand(1, 4, 29)), randn(1, 4, 8)
     pools = loco.Pools()
     want = simulate(ANT, state, a, 2, pools)[0]
-    code = 'from ldm_nb import locomotion as l, crew; import torch, os, sys\n' \
+    code = 'from ldm_nb.worlds import simulator as l; from ldm_nb.lab import crew; import torch, os, sys\n' \
            's, a, p = l.start(l.ANT, False, torch.zeros(1, 4, 1)), torch.zeros(1, 4, 8), l.Pools()\n' \
            'want = l.simulate(l.ANT, s, a, 2, p)[0]\n' \
            'pid = os.fork()\n' \
@@ -349,14 +349,15 @@ def test_bad_model(tmp_path):
 WITHOUT = '''
 import sys, types
 sys.modules["mujoco"] = {}
-import torch, gymnasium, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.locomotion as l
+import torch, gymnasium, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.worlds.simulator as l
 from ldm_nb.core.errors import Unable
+from ldm_nb.worlds.robots import ant_goal
 def version(name):
     if {!r} is None: raise l.PackageNotFoundError(name)
     return {!r}
 l.version = version
 env = gymnasium.make("ldm_nb/Gridworld-v0"); env.reset(seed=0); env.step(1)
-w = l.ant_goal()
+w = ant_goal()
 s = w.start(torch.zeros(1, 1, 2), torch.rand(1, 1, 29))
 try: w.step(s, torch.zeros(1, 1, 2), torch.zeros(1, 1, 8))
 except Unable as e: print(e)
@@ -372,5 +373,5 @@ def test_without_mujoco(fake, installed, message):
     assert message in out
 
 def test_lazy():
-    code = 'import sys, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.locomotion; sys.exit("mujoco" in sys.modules)'
+    code = 'import sys, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.worlds.robots; sys.exit("mujoco" in sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True)

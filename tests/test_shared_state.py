@@ -244,8 +244,8 @@ TRAIN = '''
 import os, torch
 torch.set_num_threads(1)
 from dataclasses import replace
-from ldm_nb.core import generators
-from ldm_nb.locomotion import cheetah_velocity
+from ldm_nb.core.seeds import generators
+from ldm_nb.worlds.robots import cheetah_velocity
 from ldm_nb.lab.presets import METHODS, preset
 from ldm_nb.core.errors import Unable
 from ldm_nb.training.trainer import Progress, train
@@ -276,7 +276,7 @@ def test_renderer_after_all():
     "Unset in the same process, the variable is no obstacle any more"
     try: backend()
     except Unable as e: pytest.skip(str(e))
-    code = ('import os\nos.environ["MUJOCO_GL"] = "osmesa"\nfrom ldm_nb.locomotion import engine\nengine()\ndel os.environ["MUJOCO_GL"]\n'
+    code = ('import os\nos.environ["MUJOCO_GL"] = "osmesa"\nfrom ldm_nb.worlds.simulator import engine\nengine()\ndel os.environ["MUJOCO_GL"]\n'
             'from ldm_nb.worlds.envs import WorldEnv\nenv = WorldEnv("AntDir", render_mode="rgb_array")\nenv.reset(seed=0)\nprint(env.render().shape)')
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout == '(360, 480, 3)\n', r.stderr
