@@ -16,8 +16,8 @@ from ldm_nb.lab import crew
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.worlds.robot_tasks import DIRECTION, GOAL, RADII, SPEEDS, VELOCITY
-from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, Pools, engine, load, parts, quiet, simulate, start
-from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity, reward_goal, see_goal
+from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, engine, load, parts, quiet, simulate, start
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.policy.policy import Agent
 from ldm_nb.training.rollout import rollout
 
@@ -189,7 +189,7 @@ def test_fork():
     state, a = start(ANT, False, torch.zeros(1, 4, 1), rand(1, 4, 29)), randn(1, 4, 8)
     pools = Pools()
     want = simulate(ANT, state, a, 2, pools)[0]
-    code = 'from ldm_nb import locomotion as l, crew; import torch, os, sys\n' \
+    code = 'from ldm_nb.worlds import simulator as l; from ldm_nb.lab import crew; import torch, os, sys\n' \
            's, a, p = l.start(l.ANT, False, torch.zeros(1, 4, 1)), torch.zeros(1, 4, 8), l.Pools()\n' \
            'want = l.simulate(l.ANT, s, a, 2, p)[0]\n' \
            'pid = os.fork()\n' \
@@ -350,12 +350,12 @@ import sys, types
 sys.modules["mujoco"] = {}
 import torch, gymnasium, ldm_nb.lab.cli, ldm_nb.worlds.envs, ldm_nb.worlds.simulator as l
 from ldm_nb.core.errors import Unable
+from ldm_nb.worlds.robots import ant_goal
 def version(name):
     if {!r} is None: raise l.PackageNotFoundError(name)
     return {!r}
 l.version = version
 env = gymnasium.make("ldm_nb/Gridworld-v0"); env.reset(seed=0); env.step(1)
-from ldm_nb.worlds.robots import ant_goal
 w = ant_goal()
 s = w.start(torch.zeros(1, 1, 2), torch.rand(1, 1, 29))
 try: w.step(s, torch.zeros(1, 1, 2), torch.zeros(1, 1, 8))

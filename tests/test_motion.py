@@ -134,7 +134,7 @@ def test_a_finished_run_draws_them(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['egl', 'osmesa'])
 def test_backends(name, tmp_path):
     "Each way to OpenGL alone, in a process that imported MuJoCo without it"
-    code = ('import mujoco, torch; from ldm_nb.worlds.film import *; from ldm_nb.worlds.robots import *; from ldm_nb.worlds.simulator import *; from ldm_nb.core.errors import Unable\n'
+    code = ('import mujoco, torch; from ldm_nb.worlds.film import *; from ldm_nb.worlds.robots import ant_goal; from ldm_nb.worlds.simulator import *; from ldm_nb.core.errors import Unable\n'
             'try: print("uses", backend())\nexcept Unable as e: print(e); raise SystemExit\n'
             's = start(ANT, False, torch.zeros(1, 1, 2))[0]\n'
             'x, = shots(camera(ant_goal()), torch.tensor([1., 0.]), s)\n'

@@ -11,11 +11,10 @@ import torch
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from ldm_nb.worlds import robots as loco
 from ldm_nb.core.seeds import flat, generators
 from ldm_nb.worlds.envs import WORLDS, WorldEnv, WorldVectorEnv, one_episode, register
 from ldm_nb.worlds.film import backend
-from ldm_nb.worlds.simulator import ANT, CHEETAH, Pools, load, simulate, start
+from ldm_nb.worlds.simulator import ANT, CHEETAH, IDLE, Pools, engine, load, simulate, start
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.lab.presets import preset
 from ldm_nb.core.errors import Unable
@@ -90,8 +89,8 @@ def test_training_in_threads():
 
 def test_no_warnings(tmp_path, monkeypatch, capfd):
     "Whatever breaks a simulation, MuJoCo says nothing and writes nothing, and its handler is never touched"
-    mujoco = loco.engine()
-    load(ANT), load(CHEETAH)
+    mujoco = engine()
+    load(ANT, False), load(CHEETAH, False)   # as a pool loads them: the cache tells these calls from load(ANT)
     monkeypatch.chdir(tmp_path)
     def touched(*a): raise AssertionError('the handler is shared by the process')
     monkeypatch.setattr(mujoco, 'set_mju_user_warning', touched)
@@ -142,7 +141,7 @@ def test_pools_are_few():
     pools = world.close.__self__
     def go(n): return world.step(world.start(task[:, :n]), task[:, :n], torch.ones(1, n, 6))[0]
     want = [go(n) for n in range(1, 12)]
-    assert len(pools.idle) == loco.IDLE
+    assert len(pools.idle) == IDLE
     world.close()
     assert not pools.idle and torch.equal(go(11), want[-1]) and len(pools.idle) == 1
 
@@ -244,7 +243,7 @@ TRAIN = '''
 import os, torch
 torch.set_num_threads(1)
 from dataclasses import replace
-from ldm_nb.core import generators
+from ldm_nb.core.seeds import generators
 from ldm_nb.worlds.robots import cheetah_velocity
 from ldm_nb.lab.presets import METHODS, preset
 from ldm_nb.core.errors import Unable
