@@ -50,9 +50,9 @@ def walks(
     size:int, # cells along a side; a goal is the cell `size*x + y`
     horizon:int, episodes:int, # H, steps of an episode; N, episodes of a task
     rewards:tuple, # off the goal, on the goal
-)->Codec: # packs obs [S,T,B,3] after each step and goal [S,B,2]; unpacks obs, action [S,T,B] (effective), reward [S,T,B]
+)->Codec: # of obs [S,T,B,3] after each step and goal [S,B,2]; its actions are the effective ones
     "Moves, three a byte, and a goal; `horizon` is a multiple of three, or `episodes` makes it one"
-    def pack(obs, goal):
+    def pack(obs, goal): # [S,T,B,3], [S,B,2]
         S, T, B, _ = obs.shape
         cell = obs[..., :2].transpose(1, 2).reshape(S, B, T//horizon, horizon, 2)
         move = cell.diff(dim=3, prepend=torch.zeros_like(cell[..., :1, :])).reshape(S, B, T, 2)
@@ -60,7 +60,7 @@ def walks(
         a = (dy == 1)*1 + (dx == 1)*2 + (dy == -1)*3 + (dx == -1)*4
         code = (a.reshape(S, B, T//3, 3)*on(a.device, _POWERS)).sum(-1)
         return torch.cat([code, index(goal)[..., None]], -1).to(torch.uint8)
-    def unpack(code):
+    def unpack(code): # -> obs [S,T,B,3], action [S,T,B], reward [S,T,B]
         S, B, n = code.shape
         a = (code[..., :-1, None].long()//on(code.device, _POWERS) % 5).reshape(S, B, -1, horizon)
         cell = on(code.device, moves)[a].cumsum(3)

@@ -19,10 +19,9 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from ..core.errors import BadInput
+from ..core.errors import BadInput, known
 from ..core.seeds import choose
 from ..core.remade import remade
-from ..core.errors import known
 from .tasks import World, check_task
 from .gridworld import EXTRAPOLATION, gridworld
 from .simulator import DT, parts
@@ -50,7 +49,8 @@ def asked(
     n:int, # environments
 )->tuple: # name of the split to draw from, tasks [n,D] or None
     "What a reset is to do; raises `BadInput` where it cannot be done"
-    if not isinstance(options or {}, dict): raise BadInput(f"options are a dict with 'task' or 'split', not {repr(options):.80}")
+    if not isinstance(options or {}, dict):
+        raise BadInput(f"options are a dict with 'task' or 'split', not {repr(options):.80}")
     options = options or {}
     for k in options: known(k, ('task', 'split'), 'reset option')
     name = known(options.get('split', split), world.family.splits, 'split')
@@ -61,8 +61,6 @@ def asked(
     return name, torch.stack([check_task(world.family, t, options.get('split', 'all')) for t in tasks])
 
 # %% ../../nbs/worlds/180_envs.ipynb #1a15e33a
-LARGEST = 1e6 # of an action's numbers; ours: its square is far from the largest float32, 3e38
-
 def array(
     x, # what somebody gave
 )->np.ndarray: # of objects where it makes no other
@@ -73,6 +71,7 @@ def array(
         out[()] = x
         return out
 
+# %% ../../nbs/worlds/180_envs.ipynb #1a15e33e
 def said(
     a:np.ndarray, # any
 )->str:
@@ -89,6 +88,8 @@ def said(
     return f"{kind}{f' of shape {a.shape}' if a.ndim else ''}: {text if len(text) <= 80 else text[:77] + '...'}"
 
 # %% ../../nbs/worlds/180_envs.ipynb #1a15e33b
+LARGEST = 1e6 # of an action's numbers; ours: its square is far from the largest float32, 3e38
+
 def checked(
     world:World,
     action, # [n] integers, or [n,A] finite numbers; motors are at full strength at -1 and 1
@@ -182,6 +183,9 @@ class Pictures:
 
     def __getstate__(self): return self.__dict__ | dict(renderer=None)
 
+    @property
+    def metadata(self): return dict(render_modes=self.modes, render_fps=self.fps) # as gymnasium names them
+
     def follow(self, now, who, before=None): # a batch; [n] bool; the states before a step, or None if an episode begins
         if not (self.mode and self.camera): return
         def torso(state): return parts(self.camera.body, state[:, 0]).torso.numpy()
@@ -199,7 +203,8 @@ class Pictures:
     def film(self, states, tasks, episodes): # n pictures
         if self.renderer is None or self.renderer.process != os.getpid(): self.renderer = Renderer(self.camera)
         for state, task, k, path in zip(states, tasks, episodes.tolist(), self.paths):
-            yield shot(self.renderer, task, state, np.array(path), f'episode {k + 1} of {self.world.episodes}' if self.trial else '')
+            note = f'episode {k + 1} of {self.world.episodes}' if self.trial else ''
+            yield shot(self.renderer, task, state, np.array(path), note)
 
     def close(self):
         if self.renderer: self.renderer.close()
@@ -213,6 +218,7 @@ WORLDS = dict( # name in an id -> makes the world
     AntGoal=ant_goal,
     CheetahVel=cheetah_velocity)
 
+# %% ../../nbs/worlds/180_envs.ipynb #23211a7d
 def seeded(
     old:list, # `n` pairs (generator, its seed), or None where there is none yet
     seed, # None keeps the generators, an integer seeds all, a list each
@@ -230,7 +236,8 @@ class Batch:
         if not isinstance(world, World): world = WORLDS[known(world, WORLDS, 'world')]()
         if limit is None: limit = world.steps
         for k, v in dict(num_envs=n, max_episode_steps=limit).items():
-            if not isinstance(v, Integral) or isinstance(v, bool) or v < 1: raise BadInput(f'{k} must be at least 1, and whole, not {v!r}')
+            if not isinstance(v, Integral) or isinstance(v, bool) or v < 1:
+                raise BadInput(f'{k} must be at least 1, and whole, not {v!r}')
         self.pictures = Pictures(world, n, trial, render_mode)
         self.n, self.trial, self.split = n, trial, known(split, world.family.splits, 'split')
         self.length = world.steps if trial else world.horizon
@@ -276,7 +283,8 @@ def fitting(
     "The entry with the environment's own time limit; raises `BadInput` where the id would cut its world short"
     limit = spec and spec.id in gym.registry and gym.spec(spec.id).max_episode_steps
     if limit and batch.length > limit:
-        raise BadInput(f'{spec.id} ends after {limit} steps, and this world after {batch.length}: make a WorldEnv or WorldVectorEnv of it, without an id')
+        raise BadInput(f'{spec.id} ends after {limit} steps, and this world after {batch.length}: '
+                       'make a WorldEnv or WorldVectorEnv of it, without an id')
     if spec: spec = copy.copy(spec); spec.max_episode_steps = batch.limit
     return spec
 
@@ -299,7 +307,7 @@ class WorldVectorEnv(VectorEnv):
         self.batch = Batch(world, num_envs, trial, split, render_mode, max_episode_steps)
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.DISABLED: raise BadInput('autoreset_mode must be NEXT_STEP or SAME_STEP')
-        self.metadata = {**self.metadata, 'render_modes': self.batch.pictures.modes, 'render_fps': self.batch.pictures.fps, 'autoreset_mode': mode}
+        self.metadata = {**self.metadata, **self.batch.pictures.metadata, 'autoreset_mode': mode}
         self.num_envs, self.render_mode, self.over = num_envs, render_mode, np.zeros(num_envs, bool)
         self.single_observation_space, self.single_action_space = self.batch.spaces
         self.observation_space, self.action_space = [batch_space(s, num_envs) for s in self.batch.spaces]
@@ -346,7 +354,7 @@ class WorldEnv(gym.Env):
         render_mode:str=None, # 'ansi' or 'rgb_array'; of robots 'rgb_array'
     ):
         self.batch, self.render_mode, self.over = Batch(world, 1, trial, split, render_mode), render_mode, False
-        self.metadata = {**self.metadata, 'render_modes': self.batch.pictures.modes, 'render_fps': self.batch.pictures.fps}
+        self.metadata = {**self.metadata, **self.batch.pictures.metadata}
         self.observation_space, self.action_space = self.batch.spaces
 
     def reset(self, *, seed=None, options=None):

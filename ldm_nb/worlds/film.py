@@ -87,8 +87,10 @@ def mark_direction(
     tip = x + 2.2*math.cos(angle), y + 2.2*math.sin(angle), .02
     return [Rod('ARROW', .08, (x, y, .02), tip, RED), *trail(torso)], f'wanted: {math.degrees(angle):.0f} degrees'
 
+# %% ../../nbs/worlds/170_film.ipynb #64a0003d
 def mark_goal(
-    task:np.ndarray, torso:np.ndarray, # [2] m; [l,3] m, so far
+    task:np.ndarray, # [2] m
+    torso:np.ndarray, # [l,3] m, so far
 )->tuple: # Rods, words
     "A disc on the ground"
     x, y = map(float, task)
@@ -98,7 +100,8 @@ def mark_goal(
 WINDOW = 11 # steps averaged; ours: longer than a stride, shorter than it takes to speed up
 
 def mark_velocity(
-    task:np.ndarray, torso:np.ndarray, # [1] m/s; [l,3] m, so far
+    task:np.ndarray, # [1] m/s
+    torso:np.ndarray, # [l,3] m, so far
 )->tuple: # Rods, words
     "Two arrows above the half cheetah, half a metre for each m/s; its own velocity is a mean over `WINDOW` steps"
     (x, _, _), some = torso[-1], torso[-WINDOW - 1:, 0]
@@ -135,8 +138,9 @@ class Renderer:
     gl = None # context, MjrContext
     def __init__(self, camera:Camera, size:tuple=SIZE): # of the world; width, height
         mujoco, name = engine(), backend()
-        self.camera, self.model, self.process, self.image = camera, stage(camera.body), os.getpid(), np.empty((*size[::-1], 3), np.uint8)
-        self.data, self.scene, self.rect = mujoco.MjData(self.model), mujoco.MjvScene(self.model, 1000), mujoco.MjrRect(0, 0, *size)
+        self.camera, self.model, self.process = camera, stage(camera.body), os.getpid()
+        self.image, self.rect = np.empty((*size[::-1], 3), np.uint8), mujoco.MjrRect(0, 0, *size)
+        self.data, self.scene = mujoco.MjData(self.model), mujoco.MjvScene(self.model, 1000)
         self.look, self.option = mujoco.MjvCamera(), mujoco.MjvOption()
         self.look.distance, self.look.elevation, self.look.azimuth = camera.distance, camera.elevation, 90
         try: context = importlib.import_module(f'mujoco.{name}').GLContext(*size)
@@ -145,7 +149,8 @@ class Renderer:
         with context.as_current():
             self.gl = context, mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.gl[1])
-    def close(self, pid=os.getpid, keep=ctypes.pythonapi.Py_IncRef, of=ctypes.py_object): # so named that they last as long as Python
+    # defaults, since globals may be gone when Python ends
+    def close(self, pid=os.getpid, keep=ctypes.pythonapi.Py_IncRef, of=ctypes.py_object):
         "Free the context"
         gl, self.gl = self.gl, None
         if gl and self.process != pid(): keep(of(gl)) # inherited by a fork: the parent's to free

@@ -27,6 +27,7 @@ def see_direction(
     p = parts(ANT, state)
     return torch.cat([p.qpos[..., 2:], p.qvel], -1).float()
 
+# %% ../../nbs/worlds/160_robots.ipynb #40929d8d
 def see_goal(
     state:Tensor, # [...,n] of the ant
 )->Tensor: # [...,113] float32
@@ -101,6 +102,7 @@ def upright(
     z = obs[..., 0]
     return (z >= .2) & (z <= 1) # release
 
+# %% ../../nbs/worlds/160_robots.ipynb #7da0945d
 def lost(
     healthy:Callable, # observations [...,O+1] -> bool: no reason to die; None: nobody dies here
     horizon:int, # H
@@ -157,11 +159,13 @@ def ant_direction(**how)->World: # contacts, episodes, horizon
     """
     return locomotion(DIRECTION, ANT, see_direction, 27, reward_direction, upright, **how)
 
+# %% ../../nbs/worlds/160_robots.ipynb #3ac3f61c
 @remade
 def ant_goal(**how)->World: # contacts, episodes, horizon
     "The ant that is to walk to a place"
     return locomotion(GOAL, ANT, see_goal, 113, reward_goal, silent=6*ANT.bodies, **how)
 
+# %% ../../nbs/worlds/160_robots.ipynb #3ac3f61d
 @remade
 def cheetah_velocity(**how)->World: # episodes, horizon
     "The half cheetah that is to run at a velocity"

@@ -26,7 +26,7 @@ SKIP, DT = 5, .05 # steps of the simulator an action lasts; seconds, 5 times 0.0
 
 @dataclass(frozen=True)
 class Body:
-    "A model of gymnasium's"
+    "A model of gymnasium's; an action lasts `SKIP` of its steps, `DT` seconds"
     file:str # among gymnasium's assets
     nq:int # numbers of a position
     nv:int # numbers of a velocity
@@ -36,10 +36,14 @@ class Body:
     torso:Callable # position [...,nq] -> [...,3] where the torso is, m
     mass:float = None # kg, to which the masses are scaled; None: they are as the file says
 
+# %% ../../nbs/worlds/150_simulator.ipynb #b16030e5
 def torso_of_ant(q): return q[..., :3]
-def torso_of_cheetah(q): return torch.stack([q[..., 0], torch.zeros_like(q[..., 0]), q[..., 1] + .7], -1)
 
 ANT = Body('ant.xml', 15, 14, 8, 14, (0, 0, .75, 1, *[0]*11), torso_of_ant) # x, y, z, quaternion, 8 angles
+
+# %% ../../nbs/worlds/150_simulator.ipynb #b16030e8
+def torso_of_cheetah(q): return torch.stack([q[..., 0], torch.zeros_like(q[..., 0]), q[..., 1] + .7], -1)
+
 CHEETAH = Body('half_cheetah.xml', 9, 9, 6, 8, (0,)*9, torso_of_cheetah, 14) # x, z - 0.7, pitch, 6 angles
 
 # %% ../../nbs/worlds/150_simulator.ipynb #13ab4127
@@ -51,6 +55,7 @@ class Parts(NamedTuple):
     torso:Tensor # [...,3] m
     force:Tensor # [...,6*bodies] N m and N, external on each body; [...,0] where contact forces are off
 
+# %% ../../nbs/worlds/150_simulator.ipynb #13ab4128
 def parts(
     body:Body, # whose
     state:Tensor, # [...,n]
@@ -86,9 +91,11 @@ def engine(): # the module `mujoco`
     except Exception as e:
         try: found = version('mujoco')
         except PackageNotFoundError: found = None
-        if found and int(found.split('.')[0]) >= 4: raise Unable(f'MuJoCo {found} is installed, but cannot be imported: {e}') from e
+        if found and int(found.split('.')[0]) >= 4:
+            raise Unable(f'MuJoCo {found} is installed, but cannot be imported: {e}') from e
+        here = f'version {found} is' if found else 'it is not'
         raise Unable('the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo 4.0 or newer, and '
-                     f"{f'version {found} is' if found else 'it is not'} installed: pip install --upgrade 'mujoco>=4'") from e
+                     f"{here} installed: pip install --upgrade 'mujoco>=4'") from e
 
 # %% ../../nbs/worlds/150_simulator.ipynb #7483ff85
 @contextmanager
@@ -106,7 +113,7 @@ def load(
     body:Body, # which
     contacts:bool=False, # are contact forces to be computed?
 ): # an MjModel
-    "A body's model; raises `FileNotFoundError` or `ValueError` where gymnasium's file is missing or does not load, `Unable` without MuJoCo"
+    "A body's model; raises `FileNotFoundError` or `ValueError` for gymnasium's file, `Unable` without MuJoCo"
     mujoco = engine()
     path = files('gymnasium')/'envs/mujoco/assets'/body.file
     if not path.is_file():
@@ -130,8 +137,11 @@ IDLE = 4 # idle pools that are kept; ours: training, evaluation and pictures ste
 
 class Pools:
     "Pools of simulations, each used by one call at a time"
-    def __init__(self): self.process, self.idle = os.getpid(), [] # idle: what a pool is made for and the pool, longest idle first
-    def _here(self, pid=os.getpid, keep=ctypes.pythonapi.Py_IncRef, of=ctypes.py_object): # so named that they last as long as Python
+    def __init__(self):
+        self.process = os.getpid()
+        self.idle = [] # pairs of what a pool is made for and the pool, longest idle first
+    # defaults, since globals may be gone when Python ends
+    def _here(self, pid=os.getpid, keep=ctypes.pythonapi.Py_IncRef, of=ctypes.py_object):
         "In a forked process: inherited pools live for ever"
         if self.process == pid(): return
         for _, p in self.idle: keep(of(p))
@@ -219,7 +229,8 @@ def bare_rate(
     "How fast the simulator is by itself"
     k, took = body.nq + 2*body.nv, []
     p, gen = engine().batch.Batch(load(body), n, threads), np.random.default_rng(0)
-    acts, first = gen.uniform(-1, 1, (steps, n, body.motors)), start(body, False, torch.zeros(1, n, 1, device='cpu'))[0, :, :k].numpy()
+    acts = gen.uniform(-1, 1, (steps, n, body.motors))
+    first = start(body, False, torch.zeros(1, n, 1, device='cpu'))[0, :, :k].numpy()
     p.warning[..., 1] = 1
     for _ in range(3):
         p.state[:, 1:1+k], begun = first, time.perf_counter()

@@ -83,7 +83,9 @@ def check_task(
     if t.shape != s.tasks.shape[1:]:
         got = f'{t.numel()}' if t.dim() < 2 else f'a list of lists of the shape {tuple(t.shape)}'
         raise BadInput(f"a task of {family.name} has {D} numbers, {', '.join(cols)}; not {got}")
-    if not s.contains(t): raise BadInput(f'{family.name} has no task {[float(f"{x:.6g}") for x in given]} in split {split!r}')
+    if not s.contains(t):
+        shown = [float(f'{x:.6g}') for x in given]
+        raise BadInput(f'{family.name} has no task {shown} in split {split!r}')
     return t
 
 # %% ../../nbs/worlds/100_tasks.ipynb #c60169c5
@@ -113,8 +115,8 @@ class World(Remade):
     distinct:Callable = None # obs [S,B,T,O+1] of whole tasks -> slots [S,B,K,O+1], each step's slot [S,B,T]; or None
     n_distinct:int = 0 # K, slots of `distinct`
     lost:Callable = None # obs [S,T,B,O+1], end [S,T,B], steps taken before [S,B] -> [S,T,B] bool: the simulator gave up
-    bare:Callable = None # workers, threads, steps -> steps/s of the simulator alone, all workers together; None: there is none
-    close:Callable = None # gives memory of the simulator back, which is taken anew when it is needed; None: there is none
+    bare:Callable = None # workers, threads, steps -> steps/s of the simulator alone, all workers together; or None
+    close:Callable = None # gives the simulator's memory back; it is taken anew when needed. None: nothing to give back
 
     @property
     def steps(self): return self.horizon*self.episodes # H+
