@@ -16,8 +16,8 @@ from ldm_nb.lab import crew
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.worlds.robot_tasks import DIRECTION, GOAL, RADII, SPEEDS, VELOCITY
-from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, engine, load, parts, quiet, simulate, start
-from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, Pools, engine, load, parts, quiet, simulate, start
+from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity, reward_goal, see_goal
 from ldm_nb.policy.policy import Agent
 from ldm_nb.training.rollout import rollout
 
