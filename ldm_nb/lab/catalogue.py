@@ -9,12 +9,13 @@ __all__ = ['ABOUT', 'catalogue', 'settings_in', 'setting_options', 'train_groups
 import json
 from importlib.resources import files
 from ..core.errors import known
-from .options import Option, Train, columns, hang, options_of
+from .options import Option, Train, hang, options_of
 
 # %% ../../nbs/lab/864_catalogue.ipynb #88000007
 ABOUT = { # world or preset -> one line
     'gridworld': 'find a goal on a 7 x 7 map; rings 2 and 6 are for training, 3 to 5 for tests',
-    'gridworld-extrapolation': 'the same map; rings 2 and 5 are for training, 3 and 4 for tests between them, 6 for tests beyond',
+    'gridworld-extrapolation':
+        'the same map; rings 2 and 5 are for training, 3 and 4 for tests between them, 6 for tests beyond',
     'ant-dir': 'an ant runs in a direction',
     'ant-goal': 'an ant runs to a place',
     'cheetah-vel': 'a half cheetah runs at a speed',
@@ -29,6 +30,7 @@ def catalogue()->dict: # worlds, methods, presets, usual, changes, choices, text
     "The file that comes with the package"
     return json.loads((files('ldm_nb')/'catalogue.json').read_text(encoding='utf-8'))
 
+# %% ../../nbs/lab/864_catalogue.ipynb #88000012
 def settings_in(
     cat:dict, # of `catalogue`
     world:str, method:str, preset:str, # their names
@@ -63,13 +65,15 @@ def listed(
 )->str:
     "Worlds, methods, presets, and a method's settings with the source of each"
     out, chosen = [], settings_in(cat, world, method, preset)
-    def section(title, rows, indent): out.extend([hang('', title, 0, width), *(hang(f'  {k}', v, indent, width) for k, v in rows), ''])
+    def section(title, rows, indent):
+        out.extend([hang('', title, 0, width), *(hang(f'  {k}', v, indent, width) for k, v in rows), ''])
     def splits(w): return ', '.join(f'{s} {n}' for s, n in w['splits'].items())
     section('worlds (and the tasks of each split that an evaluation plays)',
             [(k, f"{w['about']} ({splits(w)})") for k, w in cat['worlds'].items()], 27)
     section('methods', [(k, m['about']) for k, m in cat['methods'].items()], 27)
-    usual = cat['usual'][world]
-    section(f'presets on {world}', [(p, f"{cat['presets'][p]} ({f:,} frames a seed, seeds {s})") for p, (f, s) in usual.items()], 27)
+    usual = cat['usual'][world].items()
+    section(f'presets on {world}',
+            [(p, f"{cat['presets'][p]} ({f:,} frames a seed, seeds {s})") for p, (f, s) in usual], 27)
     def shown(v): return ' '.join(map(str, v)) if isinstance(v, list) else str(v)
     rows = [(f"--{k.replace('_', '-'):23} {shown(v)}", about) for k, (v, about) in chosen.items()]
     section(f'settings of {method} on {world}, preset {preset} (--method, --world and --preset show others)', rows, 43)
