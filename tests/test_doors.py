@@ -273,7 +273,7 @@ def test_text_has_an_encoding(file):
 
 def test_tools_in_an_ascii_locale(tmp_path):
     env = ENV | dict(LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
-    page, copy = ROOT/'nbs/65_jobs.ipynb', tmp_path/'page.ipynb'
+    page, copy = ROOT/'nbs/lab/850_jobs.ipynb', tmp_path/'page.ipynb'
     copy.write_bytes(page.read_bytes())
     r = subprocess.run([sys.executable, ROOT/'nbs/_site/nb.py', 'show', page], capture_output=True, env=env)
     assert r.returncode == 0 and '█' in r.stdout.decode('utf-8')
