@@ -19,6 +19,7 @@ def empty(
     "A buffer for `size` packed tasks a seed"
     return torch.zeros(S, size, code_bytes, dtype=torch.uint8, device=device)
 
+# %% ../../nbs/belief/240_buffer.ipynb #aa5b07a8
 def held(
     size:int, # tasks the buffer has room for
     kind:str, # 'ring' or 'frozen'
@@ -57,6 +58,7 @@ def places(
     at = torch.tensor(at, dtype=torch.long, device=device)
     return dict(at=at, held=torch.tensor(stored(cfg, iteration + 1), device=device))
 
+# %% ../../nbs/belief/240_buffer.ipynb #f6d2084c
 def add(
     buffer:Tensor, # [S,size,C], changed in place
     codes:Tensor, # [S,n,C] the iteration's tasks of normal workers
@@ -115,6 +117,7 @@ def store(
     new[:, 1] += finished
     return new
 
+# %% ../../nbs/belief/240_buffer.ipynb #a7b53a70
 def batch_of(
     buffer:Tensor, # [S,size,C]
     u:Tensor, # [S,k] uniform noise

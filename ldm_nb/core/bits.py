@@ -47,7 +47,7 @@ def affine(
 # %% ../../nbs/core/010_bits.ipynb #00c0de02
 @contextmanager
 def one_thread():
-    "Within it torch computes with one thread, and collects gradients whatever the process has switched off; afterwards it is as before"
+    "Within it torch computes with one thread and collects gradients; afterwards the process is as before"
     before = torch.get_num_threads()
     if before != 1: torch.set_num_threads(1) # of this Python thread; others keep theirs
     try:

@@ -41,6 +41,7 @@ def is_compiling()->bool:
     "Within `compiling()`?"
     return _compiling.get()
 
+# %% ../../nbs/core/040_devices.ipynb #8142ad04
 def hot(
     f, # a pure function of tensors
     dynamic:bool=False, # do its shapes change from call to call?

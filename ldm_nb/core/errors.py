@@ -12,6 +12,7 @@ import difflib
 class BadInput(ValueError):
     "What somebody gave makes no sense; the message says what it was, where, and what is allowed"
 
+# %% ../../nbs/core/060_errors.ipynb #02b00009
 class Unable(RuntimeError):
     "This machine lacks what is needed; the message says what to install"
 
@@ -20,10 +21,12 @@ class RunError(Exception):
     "Something is wrong with a run folder; the message says what and what to do"
     status = 2 # of the command that meets it: bad input
 
+# %% ../../nbs/core/060_errors.ipynb #02b00015
 class Damaged(RunError):
     "A file of a run folder is not what was written"
     status = 1
 
+# %% ../../nbs/core/060_errors.ipynb #02b00017
 class Newer(RunError):
     "A file of a run folder is of a later form than this version knows"
 

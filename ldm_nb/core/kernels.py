@@ -16,7 +16,7 @@ from .devices import hot, is_compiling
 def beside(
     *layers, # of `init_linear`
     shared:bool=False, # do all of them read the same inputs? Otherwise their inputs stand side by side too
-)->dict: # w [S,in,out], b [S,1,out], with the sums of their numbers of outputs, and of inputs if these are not shared
+)->dict: # w [S,in,out], b [S,1,out]; out is the sum of their outputs, and in, unless shared, of their inputs
     "Several linear layers as one"
     w, left, wide = [p['w'] for p in layers], 0, sum(p['w'].shape[2] for p in layers)
     if not shared:
@@ -25,6 +25,7 @@ def beside(
             left += x.shape[2]
     return dict(w=torch.cat(w, 2 if shared else 1), b=torch.cat([p['b'] for p in layers], 2))
 
+# %% ../../nbs/core/050_kernels.ipynb #5be1d0a4
 def after(
     p:dict, q:dict, # linear layers, the outputs of `q` being the inputs of `p`
 )->dict: # w, b
@@ -32,8 +33,6 @@ def after(
     return dict(w=q['w'] @ p['w'], b=p['b'] + q['b'] @ p['w'])
 
 # %% ../../nbs/core/050_kernels.ipynb #bf0c2f2e
-STEPS = 10 # ours: steps handed to the compiler at once; it needs longer for more
-
 @hot
 def _steps_back(grad, h, gates, kept, w, dh): # [S,k,B,H] twice, [S,k,B,3H], [S,k,B,H], [S,3H,H], [S,B,H]
     "The formulas for some steps: gradients by the gates [S,k,B,3H], by the input of c [S,k,B,H], by h [S,B,H]"
@@ -46,6 +45,8 @@ def _steps_back(grad, h, gates, kept, w, dh): # [S,k,B,H] twice, [S,k,B,3H], [S,
     return torch.stack(d, 1), torch.stack(d_c, 1), dh
 
 # %% ../../nbs/core/050_kernels.ipynb #bf0c2f30
+STEPS = 10 # ours: steps handed to the compiler at once; it needs longer for more
+
 class _GRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h0, w_x, b_x, w_h, b_h, keep): # [S,T,B,I], [S,B,H], as in `init_gru`, [S,T,B,1] or None

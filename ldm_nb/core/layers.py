@@ -72,6 +72,7 @@ def init_gru(
     zero = torch.zeros(len(gens), 1, 3*n_hidden, **kw)
     return dict(w_x=orth(n_in), b_x=zero, w_h=orth(n_hidden), b_h=zero.clone())
 
+# %% ../../nbs/core/020_layers.ipynb #c94d6cd5
 def gru_cell(
     p:dict, # w_h [S,H,3H], b_h [S,1,3H]
     gx:Tensor, # [S,B,3H] the input half of the gates
@@ -99,5 +100,7 @@ def gru_loop(
 )->Tensor: # [S,T+1,B,H] before the first step and after each
     "The naive sequence: one cell after another"
     gx, out = gru_inputs(p, x), [h]
-    for t in range(x.shape[1]): out.append(gru_cell(p, gx[:, t], out[-1] if keep is None else out[-1]*keep[:, t, :, None]))
+    for t in range(x.shape[1]):
+        h = out[-1] if keep is None else out[-1]*keep[:, t, :, None]
+        out.append(gru_cell(p, gx[:, t], h))
     return torch.stack(out, 1)

@@ -20,6 +20,7 @@ def gradients(
     gs = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
     return nest({k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), gs)})
 
+# %% ../../nbs/core/030_optimisers.ipynb #0497fb6d
 def leaf(
     params:dict, # tree of [S,...]
 )->dict: # the same tree
@@ -51,6 +52,7 @@ def init_moments(
     steps = torch.zeros(some.shape[0], dtype=torch.float64, device=some.device)
     return dict(m=zeros, v=tree_map(torch.clone, zeros), t=steps)
 
+# %% ../../nbs/core/030_optimisers.ipynb #4a26ed6a
 def adam(
     params:dict, grads:dict, state:dict, # trees of [S,...]; `state` from `init_moments`
     lr:float, # step size

@@ -20,11 +20,13 @@ class Remade:
     recipe = None # function, arguments, arguments by name
     def __reduce__(self):
         if self.recipe: return call, self.recipe
-        raise TypeError(f'this {type(self).__name__} was put together by hand, so it cannot be sent to another process or copied to a file: '
-                        'make it there, or put the function that makes it into a module and mark it with @remade')
+        raise TypeError(f'this {type(self).__name__} was put together by hand, so it cannot be sent to another process '
+                        'or copied to a file: make it there, or put the function that makes it into a module and '
+                        'mark it with @remade')
     def __copy__(self): return self # its parts never change
     def __deepcopy__(self, memo): return self
 
+# %% ../../nbs/core/070_remade.ipynb #00c0de08
 def remade(
     make, # a function of a module that returns a `Remade`
 ): # the same function

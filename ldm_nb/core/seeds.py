@@ -133,6 +133,7 @@ def take(
     "Seed number `i` of a stack, as a stack of one"
     return tree_map(lambda x: x[i:i+1], tree)
 
+# %% ../../nbs/core/000_seeds.ipynb #04ef5d68
 def stack(
     trees:list, # of the same shape, their leaves [S_i,...]
 )->dict: # of [S,...], S the sum of all S_i

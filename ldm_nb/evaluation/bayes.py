@@ -19,8 +19,6 @@ from ..worlds.gridworld import SIZE, HORIZON, EPISODES, ON_GOAL, OFF_GOAL, GRIDW
 from .evaluate import summary
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a0007
-MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) # right first: see `returning`
-
 @dataclass(frozen=True)
 class Hunt:
     "Goals of which one is real, each as likely as the others; a cell (x, y) is the number size*x + y"
@@ -31,6 +29,8 @@ class Hunt:
     onward:np.ndarray # [C,4] the cell after each move; -1: a wall
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a0008
+MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) # right first: see `returning`
+
 def hunt(
     goals, # [K,2] cells (x, y); raises `BadInput` for the start, cells off the grid or there twice, and too many
     size:int=SIZE, horizon:int=HORIZON, episodes:int=EPISODES, # side of the grid, H, N
@@ -227,6 +227,8 @@ def draw_plan(
 ALL_PATH = [ # cells 7x + y, of `optimum`; found in the slow cell below
     1, 2, 9, 16, 15, 22, 29, 36, 37, 38, 39, 32, 31, 30, 23, 24, 17, 18, 25, 26, 19, 20, 13, 6, 5, 12, 11, 10, 3, 4,
     7, 14, 21, 28, 35, 42, 43, 44, 45, 46, 47, 48, 41, 40, 33, 34, 27]
+
+# %% ../../nbs/evaluation/630_bayes.ipynb #a6300004
 ALL_PRICES = np.array([ # x downwards, y to the right, in halves, of `market`
     [0, 0, 169, 148, 148, 136, 136], [0, 0, 148, 148, 136, 136, 124], [169, 148, 148, 136, 136, 124, 124],
     [148, 148, 136, 136, 124, 124, 112], [148, 136, 136, 124, 124, 112, 113],
@@ -271,8 +273,8 @@ def yardstick(
         out[name] = dict(path=path, returns=r, found=found, **line)
     return out
 
-def regret(
-    record:dict, # curves by name, lists
+# %% ../../nbs/evaluation/630_bayes.ipynb #a6300007
+def regret(record:dict, # curves by name, lists
     best:dict, # one agent of `yardstick`
 )->dict: # the curves of returns that both have
     """What is lacking to the agent's return

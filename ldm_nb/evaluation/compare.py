@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Curves', 'read_curves', 'smooth', 'tail', 'above', 'improvement', 'improvement_interval', 'band', 'draw_bands',
-           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'named', 'Claim',
-           'judged']
+           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'Claim', 'judged',
+           'named']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
 import math
@@ -43,7 +43,9 @@ def read_curves(
     frames = sorted(f for f in set.intersection(*(set(r['frames']) for r in sound)) if f <= limit)
     at = [[r['frames'].index(f) for f in frames] for r in sound]
     def number(x): return math.nan if x is None else x
-    def pick(k): return torch.tensor([[number(r[k][i]) for i in a] for r, a in zip(sound, at)], dtype=torch.float32, device='cpu').double() # [S,n,...]
+    def pick(k): # [S,n,...]
+        x = [[number(r[k][i]) for i in a] for r, a in zip(sound, at)]
+        return torch.tensor(x, dtype=torch.float32, device='cpu').double()
     other = 'frames', 'by_task', 'per_task', 'tasks', 'segments'
     keys = [k for k, v in sound[0].items() if isinstance(v, list) and k not in other and all(k in r for r in sound)]
     by_task = pick('by_task') if all(len(r.get('by_task', [])) == len(r['frames']) for r in sound) else None
@@ -68,15 +70,15 @@ def smooth(
     count = torch.arange(1, x.shape[-1] + 1, device=x.device).clamp(max=window)
     return (total[..., window:] - total[..., :-window])/count
 
-def tail(
-    x:Tensor, # [S,n,...]
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500003
+def tail(x:Tensor, # [S,n,...]
     count:int=10, # evaluations; ours
 )->Tensor: # [S,...]
     "Each seed's mean over its last evaluations"
     return x[:, -count:].mean(1)
 
-def above(
-    c:Curves, # with returns task by task
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500005
+def above(c:Curves, # with returns task by task
     least:float, # a return, such as that of an agent which never finds the goal
 )->Tensor: # [S,K] in [0,1]
     "Share of the last evaluations in which a task earns more"
@@ -105,7 +107,8 @@ def improvement_interval(
     gen = torch.Generator('cpu').manual_seed(seed)
     i, j = (torch.randint(len(z), (draws, len(z)), generator=gen, device='cpu') for z in (x, y))
     p = improvement(x[i], y[j]).double()
-    return tuple(p.quantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float32, device='cpu').double()).tolist())
+    ends = torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float32, device='cpu').double()
+    return tuple(p.quantile(ends).tolist())
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00010
 def band(
@@ -116,11 +119,11 @@ def band(
     if kind == 'std':
         mean, std = x.mean(0), x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
         return mean, mean - std, mean + std
-    low, high = zip(*(interval(y, iqm) for y in x.T))
-    return iqm(x.T), torch.tensor(low, dtype=torch.float32, device='cpu'), torch.tensor(high, dtype=torch.float32, device='cpu')
+    ends = zip(*(interval(y, iqm) for y in x.T))
+    return iqm(x.T), *(torch.tensor(e, dtype=torch.float32, device='cpu') for e in ends)
 
-def draw_bands(
-    runs:dict, # label -> Curves
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500007
+def draw_bands(runs:dict, # label -> Curves
     keys:dict, # key of a curve -> title of its panel
     kinds:tuple=('std', 'iqm'), # a row of panels each
     colours:dict=None, # label -> colour; else in the order of `runs`
@@ -192,8 +195,8 @@ def tails(
     "Panels of the mean of each seed's last evaluations"
     return {title: {'': {x: tail(c.values[k]) for x, c in runs.items()}} for k, title in keys.items()}
 
-def draw_against(
-    panels:dict, # title -> {label of a line: {value of the setting: [S]}}
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500009
+def draw_against(panels:dict, # title -> {label of a line: {value of the setting: [S]}}
     xlabel:str, # the setting
     lines:dict=None, # title -> {label of a dashed line: its height}
 )->Figure:
@@ -225,7 +228,8 @@ def tabled(
     digits:int=1, # after the point
 )->str: # Markdown
     "A row for each value of the setting, means over seeds with 95 % intervals"
-    columns = {f'{title}: {label}' if label else title: g for title, groups in panels.items() for label, g in groups.items()}
+    def head(title, label): return f'{title}: {label}' if label else title
+    columns = {head(title, label): g for title, groups in panels.items() for label, g in groups.items()}
     lines = [f'| {setting} | seeds | ' + ' | '.join(columns) + ' |', '|--:|--:|' + '--:|'*len(columns)]
     for x in sorted({x for g in columns.values() for x in g}):
         cells = []
@@ -252,8 +256,8 @@ def student(
     p = torch.distributions.StudentT(torch.tensor(dof, dtype=torch.float32, device='cpu').double()).log_prob(grid).exp()
     return grid[1 + torch.searchsorted((p[1:] + p[:-1]).cumsum(0)*grid[1]/2, level/2)].item()
 
-def contrast(
-    groups:list, # pairs of a weight and [S] a number per seed
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500012
+def contrast(groups:list, # pairs of a weight and [S] a number per seed
     level:float=.95, # coverage
 )->tuple: # sum of the weighted means, low, high; without end where a group has one seed
     "Welch's interval of a weighted sum of means"
@@ -264,20 +268,14 @@ def contrast(
     half = student(var**2/sum(v*v/n for v, n in parts), level)*math.sqrt(var)
     return total, total - half, total + half
 
-def welch(
-    x:Tensor, y:Tensor, # [S], [R] a number per seed
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500014
+def welch(x:Tensor, y:Tensor, # [S], [R] a number per seed
     level:float=.95, # coverage
 )->tuple: # difference of the means x - y, low, high; without end where a group has one seed
     "Welch's interval of a difference of means"
     return contrast([(1., x), (-1., y)], level)
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00020
-def named(
-    method:str, c:Curves, top:float, # its name, its record, the ceiling of the training return
-)->str:
-    "The name, with a doubt where the training return is below nine tenths of its ceiling"
-    return method if tail(c.values['train']).mean() >= .9*top else f'{method} (training goals not learnt yet)'
-
 class Claim(NamedTuple):
     "A statement of the paper, as a difference with a sign"
     paper:str # what it says
@@ -287,8 +285,8 @@ class Claim(NamedTuple):
     sign:int # 1: the paper says that `x` is larger, -1: smaller
     late:bool=False # it says so of more frames than ours have seen
 
-def judged(
-    claims:list, # of Claim
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500016
+def judged(claims:list, # of Claim
     digits:int=1, # after the point
     source:str='the paper', # whose claims they are
 )->str: # Markdown
@@ -296,12 +294,21 @@ def judged(
     lines, words = [f'| {source} | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
-        gap, low, high = welch(c.x, torch.full((2,), c.y, dtype=torch.float32, device='cpu') if isinstance(c.y, (int, float)) else c.y)
+        number = isinstance(c.y, (int, float))
+        gap, low, high = welch(c.x, torch.full((2,), c.y, dtype=torch.float32, device='cpu') if number else c.y)
         ends = low*c.sign, high*c.sign
         words.append('agrees' if min(ends) > 0 else 'open' if max(ends) >= 0 else 'not yet' if c.late else 'disagrees')
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
         lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{words[-1]}** |')
     said = ', '.join(f'{w} {words.count(w)}' for w in ('agrees', 'disagrees', 'open'))
     late = f", not yet {words.count('not yet')} (the paper trained longer)" if 'not yet' in words else ''
-    if words: lines += ['', f"Of {len(words)} comparisons: {said}{late}. 'Open' means that these seeds do not decide it."]
+    end = f"Of {len(words)} comparisons: {said}{late}. 'Open' means that these seeds do not decide it."
+    if words: lines += ['', end]
     return '\n'.join(lines)
+
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500018
+def named(
+    method:str, c:Curves, top:float, # its name, its record, the ceiling of the training return
+)->str:
+    "The name, with a doubt where the training return is below nine tenths of its ceiling"
+    return method if tail(c.values['train']).mean() >= .9*top else f'{method} (training goals not learnt yet)'

@@ -32,8 +32,8 @@ def evaluate(
     u = torch.zeros(S, T, K, dtype=torch.float32, device=device)
     return rollout(world, agent, tasks.to(device).expand(S, -1, -1), u, reset)
 
-def outcome(
-    world:World, traj:Traj, # for N and for what counts as reached; of `evaluate`
+# %% ../../nbs/evaluation/600_evaluate.ipynb #a6000002
+def outcome(world:World, traj:Traj, # for N and for what counts as reached; of `evaluate`
 )->dict: # returns [S,K,N]; reached [S,K,N] bool, unless the world has no notion of it
     "Return and success of every episode of every task"
     def sums(x): return episode_sums(x, traj.end, world.episodes)
@@ -64,7 +64,7 @@ def table(
     world:World, out:dict, # for its splits; of `outcome`, over the split 'eval'
     method:str, # its name, for the first column
 )->str: # Markdown
-    "Return of the last episode (mean and standard deviation over seeds) per split, and goals reached where there are any"
+    "Return of the last episode per split, mean and standard deviation over seeds; goals reached where there are any"
     tasks = world.family.splits['eval'].tasks
     head, goals = f'| method | split | tasks | return, episode {world.episodes} |', 'reached' in out
     rows = [head + ' goals reached |'*goals, '|---|---|--:|--:|' + '--:|'*goals]
@@ -93,8 +93,8 @@ def iqm(
     edges = torch.arange(n + 1, device=x.device, dtype=x.dtype).clamp(n/4, 3*n/4)
     return (x*edges.diff()).sum(-1)/(n/2)
 
-def interval(
-    x:Tensor, # [S] one float per seed, or [n,S]
+# %% ../../nbs/evaluation/600_evaluate.ipynb #a6000006
+def interval(x:Tensor, # [S] one float per seed, or [n,S]
     stat=lambda x: x.mean(-1), # [draws,S] -> [draws], such as `iqm`
     level:float=.95, # coverage
     draws:int=2000, # bootstrap samples
@@ -114,10 +114,12 @@ def draw_seeds(
 )->None:
     "The mean of the seeds, with each of them or with an interval"
     n = min(len(r['frames']) for r in rows)
-    frames, x = [f/1e6 for f in rows[0]['frames'][:n]], torch.tensor([r[key][:n] for r in rows], dtype=torch.float32, device='cpu') # [S,n]
+    frames = [f/1e6 for f in rows[0]['frames'][:n]]
+    x = torch.tensor([r[key][:n] for r in rows], dtype=torch.float32, device='cpu') # [S,n]
     if not name:
         for k, r in enumerate(rows):
-            ax.plot([f/1e6 for f in r['frames']], r[key], lw=.7, alpha=.35, color=colour, label='each seed' if not k else None)
+            label = 'each seed' if not k else None
+            ax.plot([f/1e6 for f in r['frames']], r[key], lw=.7, alpha=.35, color=colour, label=label)
     elif len(rows) > 1:
         parts = [interval(y) for y in x.T.split(max(1, 4000//len(x)))] # some evaluations at a time, for the memory
         ax.fill_between(frames, *(sum(lists, []) for lists in zip(*parts)), color=colour, alpha=.18, lw=0)
@@ -130,7 +132,7 @@ def draw_curves(
     ceilings:dict=None, # key of a curve -> value of a dashed line, where one is known
     title:str='', # of the whole picture
 )->Figure:
-    "Train return, test return and test goals missed over frames: every seed and the mean; of several runs means and intervals"
+    "Train return, test return and test goals missed over frames: each seed and the mean; of several runs intervals too"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
     names = {k: v for k, v in names.items() if all(k in r for rows in runs.values() for r in rows)}
     fig = Figure(figsize=(10, 3.5), dpi=100, layout='constrained')
@@ -142,8 +144,9 @@ def draw_curves(
         ax.set(title=label, xlabel='frames a seed (millions)')
         ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
     shown = {l: h for ax in axes for h, l in zip(*ax.get_legend_handles_labels())}
-    said = 'mean of the seeds; bands: 95 % bootstrap intervals over seeds' if any(ax.collections for ax in axes) else None
-    fig.legend(shown.values(), shown.keys(), loc='outside lower center', ncols=4, frameon=False, title=said)
+    said = 'mean of the seeds; bands: 95 % bootstrap intervals over seeds'
+    note = said if any(ax.collections for ax in axes) else None
+    fig.legend(shown.values(), shown.keys(), loc='outside lower center', ncols=4, frameon=False, title=note)
     axes[0].set_ylabel('return of the last episode')
     fig.suptitle(title)
     return fig

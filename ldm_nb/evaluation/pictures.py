@@ -50,6 +50,7 @@ def moments(
     H = world.horizon
     return [0, H//3, 2*H//3, H] + [H + H//3] + [H*k for k in range(2, world.episodes + 1)]
 
+# %% ../../nbs/evaluation/610_pictures.ipynb #a6100003
 @torch.no_grad()
 def place_beliefs(
     world:World, # one that has places
@@ -93,7 +94,7 @@ def draw_map(
     if path is not None:
         again = len(path.unique(dim=0)) < len(path)
         kw = dict(dtype=torch.float32, device='cpu')
-        shift = torch.linspace(-.16, .16, len(path), **kw)[:, None]*again # so that a second visit does not hide the first
+        shift = torch.linspace(-.16, .16, len(path), **kw)[:, None]*again # a second visit must not hide the first
         px, py = (path + shift).T.tolist()
         ax.plot(px, py, color='tab:orange', lw=1.5); ax.plot(px[-1], py[-1], 'o', color='tab:orange', ms=5)
     ax.plot(0, 0, 'o', color='k', mfc='none', ms=9)
@@ -113,8 +114,9 @@ def enclose(
     "Lines around some of the cells"
     n = math.isqrt(len(inside))
     img = torch.nn.functional.pad(inside.reshape(n, n).int(), (1, 1, 1, 1))
-    for x, y in (img[1:] != img[:-1]).nonzero().tolist(): ax.plot([x - .5]*2, [y - 1.5, y - .5], color='k', lw=1.5)
-    for x, y in (img[:, 1:] != img[:, :-1]).nonzero().tolist(): ax.plot([x - 1.5, x - .5], [y - .5]*2, color='k', lw=1.5)
+    upright, level = (img[1:] != img[:-1]).nonzero().tolist(), (img[:, 1:] != img[:, :-1]).nonzero().tolist()
+    for x, y in upright: ax.plot([x - .5]*2, [y - 1.5, y - .5], color='k', lw=1.5)
+    for x, y in level: ax.plot([x - 1.5, x - .5], [y - .5]*2, color='k', lw=1.5)
 
 # %% ../../nbs/evaluation/610_pictures.ipynb #f559e3d2
 def draw_dreams(

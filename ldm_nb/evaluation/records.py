@@ -17,14 +17,16 @@ def check_name(name:str)->str: # the same name
     if is_name(name): return name
     raise BadInput(f'variant is {name!r}: use letters, digits, dots and hyphens')
 
-def read_records(
-    path, # of a `.jsonl.gz` file
+# %% ../../nbs/evaluation/640_records.ipynb #a6400004
+def read_records(path, # of a `.jsonl.gz` file
 )->list: # one dict per seed
     "The records of a file in `data/runs`; raises `RunError` where there is none, `Damaged` where it is"
     try: rows = [json.loads(l) for l in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
     except FileNotFoundError: raise RunError(f'there is no record {path}') from None
     except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as e:
         raise Damaged(f'{path} is damaged: {e}; take it out of the way, or put back what it was') from None
-    fine = all(isinstance(r, dict) and a_seed(r.get('seed')) and isinstance(r.get('frames'), list) and r['frames'] for r in rows)
-    if rows and fine: return rows
-    raise Damaged(f'{path} is damaged: it does not hold the curves of seeds; take it out of the way, or put back what it was')
+    def fine(r):
+        return isinstance(r, dict) and a_seed(r.get('seed')) and isinstance(r.get('frames'), list) and r['frames']
+    if rows and all(map(fine, rows)): return rows
+    raise Damaged(f'{path} is damaged: it does not hold the curves of seeds; '
+                  'take it out of the way, or put back what it was')

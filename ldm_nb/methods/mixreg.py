@@ -105,6 +105,7 @@ def draw_noise(
     "All noise of an iteration"
     return rollout_noise(cfg, world, gens) | dict(mixing=mixing_noise(gens['imagination'], cfg.mixing, cfg.workers))
 
+# %% ../../nbs/methods/730_mixreg.ipynb #73e0001d
 def update(
     cfg:Mixreg, world:World, # settings; where
     state:dict, # of `init` or `update`

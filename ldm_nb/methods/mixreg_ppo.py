@@ -37,7 +37,7 @@ class MixregPPO:
     mixing:Mixing = Mixing() # the mixture of tasks
 
     def __post_init__(self):
-        if self.mixing.mixed_at != 'inputs': raise BadInput(f'mixed_at is {self.mixing.mixed_at}: here only inputs are mixed')
+        if (at := self.mixing.mixed_at) != 'inputs': raise BadInput(f'mixed_at is {at}: here only inputs are mixed')
 
 # %% ../../nbs/methods/770_mixreg_ppo.ipynb #610feaf1
 def weights_along(
@@ -49,6 +49,7 @@ def weights_along(
     together = (at == at.gather(2, i.expand_as(at))).all(0)
     return step_weights(end, i, torch.where(together, noise['weight'], 1.))
 
+# %% ../../nbs/methods/770_mixreg_ppo.ipynb #610feaf2
 def mixed(
     carried:dict, piece:Piece, # where workers were before; the piece
     w:Tensor, partner:Tensor, # of `weights_along`; [S,B]
@@ -90,6 +91,7 @@ def draw_noise(
     mixing = [mixing_noise(gens['imagination'], cfg.mixing, cfg.workers) for _ in range(cfg.ppo.epochs)]
     return rollout_noise(cfg, world, gens) | dict(mixing=mixing)
 
+# %% ../../nbs/methods/770_mixreg_ppo.ipynb #5a8b5e21
 def update(
     cfg:MixregPPO, world:World, # settings; where
     state:dict, lived:Lived, noise:dict, # of `init` or `update`; of `collect`; of `draw_noise`

@@ -42,7 +42,8 @@ class VariBAD:
     vae:VAE = VAE(decoder='multi-head', p_drop=0., vae_updates=1, kl_weight=1.) # release: variBAD, grid
 
     def __post_init__(self):
-        if (U := self.vae.vae_updates) != 1: raise BadInput(f'vae_updates is {U}: variBAD takes one joint step an iteration')
+        if (U := self.vae.vae_updates) != 1:
+            raise BadInput(f'vae_updates is {U}: variBAD takes one joint step an iteration')
         one_latent(self)
 
 # %% ../../nbs/methods/710_varibad.ipynb #b23134b6

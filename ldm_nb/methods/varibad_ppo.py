@@ -61,10 +61,12 @@ def init(
     "Fresh networks, moments and an empty buffer for every seed, and nobody in a task"
     some, O = gens['init'], world.obs_dim + 1
     S, device = len(some), some[0].device
-    nets = init_vae(some, cfg.vae, cfg.encoder, world) | dict(heads=init_gaussian(some, cfg.policy, O, world.action_dim))
+    nets = init_vae(some, cfg.vae, cfg.encoder, world)
+    nets |= dict(heads=init_gaussian(some, cfg.policy, O, world.action_dim))
     opt = dict(heads=init_moments(nets['heads']), belief=init_moments({k: nets[k] for k in BELIEF}))
-    carried = setting_out(world, S, cfg.workers, device) | dict(tasks=torch.zeros(S, 2, dtype=torch.long, device=device))
-    return dict(params=with_mean(cfg.ppo, nets) | dict(seen=moments(S, O, device)), opt=opt | dict(reward=moments(S, 1, device), carried=carried),
+    tasks = torch.zeros(S, 2, dtype=torch.long, device=device)
+    opt |= dict(reward=moments(S, 1, device), carried=setting_out(world, S, cfg.workers, device) | dict(tasks=tasks))
+    return dict(params=with_mean(cfg.ppo, nets) | dict(seen=moments(S, O, device)), opt=opt,
                 buffer=empty(S, cfg.vae.buffer_size, world.code_bytes, device))
 
 # %% ../../nbs/methods/750_varibad_ppo.ipynb #30104d10
@@ -99,6 +101,7 @@ def draw_noise(
     steps = [vae_noise(gens['vae'], cfg.vae, cfg.encoder, world, cfg.vae.vae_batch) for _ in range(cfg.vae.vae_updates)]
     return rollout_noise(cfg, world, gens) | dict(vae=steps)
 
+# %% ../../nbs/methods/750_varibad_ppo.ipynb #ae334cc7
 def keep_books(
     cfg, world:World, # settings with `vae`; where
     state:dict, lived:Lived, # of `init` or `update`; of `collect`
@@ -123,6 +126,7 @@ def learn_policy(
     params, opt, more = learn(cfg, state, lived, reward, noise, iteration, partial(policy_steps, names=('heads',)))
     return dict(state, params=params, opt=opt | kept), metrics | more
 
+# %% ../../nbs/methods/750_varibad_ppo.ipynb #0ba8baa2
 def learn_belief(
     cfg:VariBADPPO, world:World, state:dict, lived:Lived, noise:dict, iteration:int, # as in `learn_policy`
 )->tuple: # state, metrics (name -> [S])

@@ -39,6 +39,7 @@ def normal_workers(
     if not 0 <= M < B: raise BadInput(f'mixture_workers is {M}: it must leave {rest} normal')
     return B - M
 
+# %% ../../nbs/mixture/400_mixture.ipynb #a4b00003
 def weight_dims(
     cfg:Mixture, vae:VAE, # kind of weights; latent dimensions
 )->int: # 1 or D
@@ -115,6 +116,7 @@ def goal_of(
     logit = decode_pairs(decoder, m_hat[:, :, None], places, drop, 1 - vae.p_drop)[:, :, 0] # [S,M,C]
     return sample(logit, level)
 
+# %% ../../nbs/mixture/400_mixture.ipynb #a4b00005
 def paid_at(
     world:World, goal:Tensor, # for its cells; [S,M] of `goal_of`
 ): # as `imagined`

@@ -20,6 +20,7 @@ def moments(
     kw = dict(dtype=torch.float64, device=device)
     return dict(mean=torch.zeros(S, F, **kw), var=torch.ones(S, F, **kw), count=torch.full((S,), 1e-4, **kw)) # release
 
+# %% ../../nbs/policy/330_moments.ipynb #8c647e12
 def with_rows(
     m:dict, # of `moments`
     x:Tensor, # [S,n,F]
@@ -29,7 +30,8 @@ def with_rows(
     mean = row_sum(rows, 2)/k
     var = row_sum((rows - mean[..., None])**2, 2)/k
     delta, both = mean - m['mean'], n + k
-    return dict(mean=m['mean'] + delta*k/both, var=(n*m['var'] + k*var)/both + delta**2*n*k/both**2, count=m['count'] + k)
+    pooled = (n*m['var'] + k*var)/both + delta**2*n*k/both**2
+    return dict(mean=m['mean'] + delta*k/both, var=pooled, count=m['count'] + k)
 
 # %% ../../nbs/policy/330_moments.ipynb #19526008
 LIMIT, TINY = 10., 1e-8 # release
@@ -51,13 +53,14 @@ def scaled(
     root = (m['var'][:, 0] + TINY).sqrt().to(reward.dtype)
     return (reward/root.view(-1, *[1]*(reward.dim() - 1))).clamp(-LIMIT, LIMIT)
 
+# %% ../../nbs/policy/330_moments.ipynb #19526009
 def discounted(
     reward:Tensor, # [S,T,B]
     done:Tensor, # [S,T,B] bool, the task ended
     before:Tensor, # [S,B] what had been summed up before the first step
     gamma:float, # discount
 )->tuple: # sums [S,T,B], what goes over to the next step [S,B]
-    "Discounted sums of past rewards, step by step; the end of a task sets them to zero before they are looked at (release)"
+    "Discounted sums of past rewards, step by step, zero where a task ends"
     out, r = torch.empty_like(reward), before
     for t in range(reward.shape[1]):
         r = torch.where(done[:, t], 0., gamma*r + reward[:, t])

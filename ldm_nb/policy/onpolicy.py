@@ -24,7 +24,7 @@ class A2C:
     max_grad_norm:float = .5 # limit of the gradient's norm, heads and encoder apart; release: all
     task_end:str = 'terminal' # 'terminal': nothing follows a task (release, grid); 'bootstrap': the critic's value
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
-    average:float = 0. # decay of the running average of actor, critic and Encoder-p that evaluations play; 0: the newest (paper, release)
+    average:float = 0. # decay of the average of the networks that evaluations play; 0: the newest (paper, release)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7a007968
 def backwards(
@@ -80,12 +80,14 @@ def a2c_losses(
     terms = dict(policy=-advantage*chosen, value=(target - value).pow(2), entropy=(each(torch.exp, logp)*logp).sum(-1))
     return {k: row_sum(x)/x[0].numel() for k, x in terms.items()}
 
+# %% ../../nbs/policy/310_onpolicy.ipynb #bdd518d5
 def loss_weights(
     cfg:A2C, # for the two coefficients
 )->dict: # name -> weight
     "How the terms add up, of A2C and of PPO (`entropy` is the negative entropy, hence a bonus)"
     return dict(policy=1., value=cfg.value_coef, entropy=cfg.entropy_coef)
 
+# %% ../../nbs/policy/310_onpolicy.ipynb #bdd518d6
 def total(
     losses:dict, # name -> [S]
     weights:dict, # name -> number
