@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb.lab import jobs, presets, runs, stacks
+from ldm_nb.lab import checkpoints as saving, jobs, presets, stacks
 from ldm_nb.methods import rl2
 from ldm_nb.lab.cli import main
-from ldm_nb.core.seeds import generators
+from ldm_nb.core.files import write_json
+from ldm_nb.core.seeds import flat, generators, tree_map
 from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.lab.lock import locked
 from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
 from ldm_nb.lab.config import read_config
 from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed, save_checkpoint, sealed, unseal
+from ldm_nb.lab.runs import curves
 from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
@@ -102,14 +104,14 @@ def at_iteration(n):
 
 def in_a_file(n):
     "Dead in the middle of the n-th file of a seed"
-    write, count = runs.write_file, iter(range(1, 10**6))
+    write, count = saving.write_file, iter(range(1, 10**6))
     def dying(path, what):
         if Path(path).name.startswith('seed-') and next(count) == n:
             what(path := Path(str(path) + '.tmp'))
             os.truncate(path, path.stat().st_size//2)
             die()
         write(path, what)
-    runs.write_file = dying
+    saving.write_file = dying
 
 def at_a_rename(n):
     "Dead right after the n-th rename of a folder or a file, before anything else"
@@ -274,13 +276,13 @@ def full(*a, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
 
 def full_in_a_file(m):
     "The second seed's file of the second checkpoint gets half of its bytes"
-    write, count = runs.write_file, iter(range(1, 10**6))
+    write, count = saving.write_file, iter(range(1, 10**6))
     def short(path, what):
         if Path(path).name.startswith('seed-') and next(count) == 4:
             Path(str(path) + '.tmp').write_bytes(b'half')
             full()
         write(path, what)
-    m.setattr(runs, 'write_file', short)
+    m.setattr(saving, 'write_file', short)
 
 def full_in_metrics(m):
     "The first seed's line and half of the other's"
@@ -436,7 +438,7 @@ def test_later_version(copy, capsys, monkeypatch):
     "The newest checkpoint is of a version to come: nothing older is taken in its place"
     path = copy/'checkpoint-8'/'seed-7.pt'
     with monkeypatch.context() as m:
-        m.setattr(runs, 'FORMAT', 3)
+        m.setattr(saving, 'FORMAT', 3)
         path.write_bytes(sealed(*unseal(path)))
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy)
@@ -462,7 +464,7 @@ def test_nan_gradients(whole, tmp_path, capsys, monkeypatch):
     gradients, count = rl2.gradients, iter(range(1000))
     def spoilt(*a, **kw):
         grads = gradients(*a, **kw)
-        if next(count) == 5: next(iter(runs.flat(grads).values()))[1].fill_(float('nan'))
+        if next(count) == 5: next(iter(flat(grads).values()))[1].fill_(float('nan'))
         return grads
     with monkeypatch.context() as m:
         m.setattr(rl2, 'gradients', spoilt)
@@ -504,9 +506,9 @@ def older(folder):
             about.pop('measured')
             torch.save(dict(meta=about, tensors=tensors), f)
     config = read_config(folder)
-    runs.write_json(folder/'config.json', {k: v for k, v in config.items() if k != 'format'})
+    write_json(folder/'config.json', {k: v for k, v in config.items() if k != 'format'})
     tensors, about = unseal(folder/'weights.safetensors')
-    (folder/'weights.safetensors').write_bytes(runs.save(tensors, metadata=dict(about=json.dumps(about))))
+    (folder/'weights.safetensors').write_bytes(saving.save(tensors, metadata=dict(about=json.dumps(about))))
 
 def test_older_folder(copy, whole, tmp_path, capsys):
     older(copy)
@@ -575,7 +577,7 @@ def test_seeds_that_are_there_stay(copy, whole, capsys):
 def test_newcomers_that_diverge(copy, whole, capsys, monkeypatch):
     "All of them: they stay apart, the run is what it was, and nothing is left to be done"
     gradients = rl2.gradients
-    def spoilt(*a, **kw): return runs.tree_map(lambda x: x*float('nan'), gradients(*a, **kw))
+    def spoilt(*a, **kw): return tree_map(lambda x: x*float('nan'), gradients(*a, **kw))
     with monkeypatch.context() as m:
         m.setattr(rl2, 'gradients', spoilt)
         code, _, err = ldm(capsys, 'resume', copy, '--seeds', '9')
@@ -597,10 +599,10 @@ def test_one_agent_alone(whole):
 def test_segments(copy, tmp_path, capsys):
     "Where each part of a run comes from, and how long it took; another place is said"
     config = read_config(copy)
-    runs.write_json(copy/'config.json', dict(config, commit='0'*40))
+    write_json(copy/'config.json', dict(config, commit='0'*40))
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 10*1920, '--threads', '2')
     assert code == 0 and 'a new segment: threads 1 -> 2, commit 000000000000 -> ' in err and 'equal in distribution' in err
-    row = runs.curves(copy)[0]
+    row = curves(copy)[0]
     first, second = row['segments']
     assert (first['frames'], second['frames'], second['threads']) == (0, FRAMES, 2) and second['seconds'] > 0
     assert {'command', 'commit', 'versions', 'machine', 'device', 'threads', 'seconds'} <= first.keys() & second.keys()

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb.lab import cli, crew, jobs, lock, presets, runs
+from ldm_nb.lab import cli, crew, jobs, presets
 from ldm_nb.methods import rl2, rl2_ppo
 from ldm_nb.lab.cli import main
 from ldm_nb.lab.presets import load_agent
-from ldm_nb.core.errors import Unable
-from ldm_nb.core.files import write_json
+from ldm_nb.core.errors import RunError, Unable
+from ldm_nb.core.files import write_file, write_json
+from ldm_nb.core.seeds import tree_map
 from ldm_nb.evaluation.records import read_records
 from ldm_nb.lab.config import new_config, read_config, write_config
-from ldm_nb.lab.checkpoints import checkpoints, measured
+from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed
 from ldm_nb.lab.runs import begun, record
 from test_faults import die, forked
 
@@ -95,7 +96,7 @@ def test_many_begin_one_run(tmp_path):
                     assert read_config(folder)['command'] == f'ldm by {k}'
                     (folder/'metrics.jsonl').write_text(f'{k}\n')
                 results.put((i, k))
-            except runs.RunError: pass
+            except RunError: pass
             gate.wait()
         return 0
     def run(k):
@@ -113,7 +114,7 @@ def test_many_begin_one_run(tmp_path):
 def test_files_written_at_once(tmp_path):
     "Eight processes write one file: it is always whole, and nothing is left beside it"
     def body(k):
-        for i in range(50): runs.write_file(tmp_path/'x.json', lambda p: p.write_text(json.dumps([k]*20_000)))
+        for i in range(50): write_file(tmp_path/'x.json', lambda p: p.write_text(json.dumps([k]*20_000)))
         return 0
     assert at_once(8, body) == [0]*8
     assert len(json.loads((tmp_path/'x.json').read_text())) == 20_000 and len(list(tmp_path.iterdir())) == 1
@@ -163,7 +164,7 @@ def test_after_a_gpu(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     monkeypatch.setattr('ldm_nb.lab.graphs.compiler_works', lambda: '' if os.getpid() != me else pytest.fail('the compiler looked at the GPU here'))
-    monkeypatch.setattr('ldm_nb.core.compiling', contextlib.nullcontext); monkeypatch.setattr(jobs, 'compiling', lambda on: contextlib.nullcontext())
+    monkeypatch.setattr('ldm_nb.core.devices.compiling', contextlib.nullcontext); monkeypatch.setattr(jobs, 'compiling', lambda on: contextlib.nullcontext())
     me = os.getpid()
     assert ldm(capsys, 'resume', run, '--device', 'cpu', '--frames', 6*1920)[0] == 0
     assert read_config(run)['segments'][-1]['device'] == 'cpu'
@@ -272,7 +273,7 @@ def spoilt(m, when, world='gridworld'):
     module, field = (rl2, 'method') if world == 'gridworld' else (rl2_ppo, 'ppo')
     def update(cfg, world, state, traj, noise, i, *a):
         state, metrics = module.update(cfg, world, state, traj, noise, i, *a)
-        if i == when: state = dict(state, params=dict(state['params'], heads=runs.tree_map(lambda x: x*1e30, state['params']['heads'])))
+        if i == when: state = dict(state, params=dict(state['params'], heads=tree_map(lambda x: x*1e30, state['params']['heads'])))
         return state, metrics
     import dataclasses
     method = getattr(entry, field)._replace(update=update, stages=dict(policy=update))
@@ -293,7 +294,7 @@ def test_the_checkpoint_of_a_robot_that_diverged(tmp_path, capsys, monkeypatch):
     assert action.abs().max() < 100
     whole = tmp_path/'whole'
     assert ldm(capsys, *train(whole, *SMALL, world='cheetah-vel', frames=1*800, seeds='3'))[0] == 0
-    a, b = (runs.read_seed(x)[0] for x in (run/'checkpoint-2'/'seed-3.pt', whole/'checkpoint-1'/'seed-3.pt'))
+    a, b = (read_seed(x)[0] for x in (run/'checkpoint-2'/'seed-3.pt', whole/'checkpoint-1'/'seed-3.pt'))
     assert all(torch.equal(a[k], b[k]) for k in a if k.startswith('params'))
 
 def test_diverged_in_the_first_iteration(tmp_path, capsys, monkeypatch):
