@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_nb.lab import checkpoints as saved, jobs, presets, runs, stacks
-from safetensors.torch import save
+from ldm_nb.lab import checkpoints as saving, jobs, presets, stacks
 from ldm_nb.methods import rl2
 from ldm_nb.lab.cli import main
 from ldm_nb.core.files import write_json
@@ -16,6 +15,7 @@ from ldm_nb.lab.lock import locked
 from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
 from ldm_nb.lab.config import read_config
 from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed, save_checkpoint, sealed, unseal
+from ldm_nb.lab.runs import curves
 from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
@@ -104,14 +104,14 @@ def at_iteration(n):
 
 def in_a_file(n):
     "Dead in the middle of the n-th file of a seed"
-    write, count = saved.write_file, iter(range(1, 10**6))
+    write, count = saving.write_file, iter(range(1, 10**6))
     def dying(path, what):
         if Path(path).name.startswith('seed-') and next(count) == n:
             what(path := Path(str(path) + '.tmp'))
             os.truncate(path, path.stat().st_size//2)
             die()
         write(path, what)
-    saved.write_file = dying
+    saving.write_file = dying
 
 def at_a_rename(n):
     "Dead right after the n-th rename of a folder or a file, before anything else"
@@ -276,13 +276,13 @@ def full(*a, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
 
 def full_in_a_file(m):
     "The second seed's file of the second checkpoint gets half of its bytes"
-    write, count = saved.write_file, iter(range(1, 10**6))
+    write, count = saving.write_file, iter(range(1, 10**6))
     def short(path, what):
         if Path(path).name.startswith('seed-') and next(count) == 4:
             Path(str(path) + '.tmp').write_bytes(b'half')
             full()
         write(path, what)
-    m.setattr(saved, 'write_file', short)
+    m.setattr(saving, 'write_file', short)
 
 def full_in_metrics(m):
     "The first seed's line and half of the other's"
@@ -438,7 +438,7 @@ def test_later_version(copy, capsys, monkeypatch):
     "The newest checkpoint is of a version to come: nothing older is taken in its place"
     path = copy/'checkpoint-8'/'seed-7.pt'
     with monkeypatch.context() as m:
-        m.setattr(saved, 'FORMAT', 3)
+        m.setattr(saving, 'FORMAT', 3)
         path.write_bytes(sealed(*unseal(path)))
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy)
@@ -508,7 +508,7 @@ def older(folder):
     config = read_config(folder)
     write_json(folder/'config.json', {k: v for k, v in config.items() if k != 'format'})
     tensors, about = unseal(folder/'weights.safetensors')
-    (folder/'weights.safetensors').write_bytes(save(tensors, metadata=dict(about=json.dumps(about))))
+    (folder/'weights.safetensors').write_bytes(saving.save(tensors, metadata=dict(about=json.dumps(about))))
 
 def test_older_folder(copy, whole, tmp_path, capsys):
     older(copy)
@@ -602,7 +602,7 @@ def test_segments(copy, tmp_path, capsys):
     write_json(copy/'config.json', dict(config, commit='0'*40))
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 10*1920, '--threads', '2')
     assert code == 0 and 'a new segment: threads 1 -> 2, commit 000000000000 -> ' in err and 'equal in distribution' in err
-    row = runs.curves(copy)[0]
+    row = curves(copy)[0]
     first, second = row['segments']
     assert (first['frames'], second['frames'], second['threads']) == (0, FRAMES, 2) and second['seconds'] > 0
     assert {'command', 'commit', 'versions', 'machine', 'device', 'threads', 'seconds'} <= first.keys() & second.keys()
