@@ -47,7 +47,8 @@ class VAE:
     decoder:str = 'single-head' # 'single-head': latent at a state (LDM); 'multi-head': one output a cell; release
     decoder_layers:tuple[int, ...] = (32, 32) # hidden ReLU layers of the decoder; release: grid 32 32, MuJoCo 64 32
     decoder_inputs:str = 'next-state' # 'transition': also the action and the state before; release: grid, MuJoCo
-    p_drop:float = .7 # dropout on embedded inputs, never on m; paper: grid .7; release: MuJoCo .5, variBAD 0
+    p_drop:float = .7 # dropout on the decoder's embedded inputs, never on m; paper: grid .7; release: MuJoCo .5,
+        # variBAD 0
     dropout_mask:str = 'shared' # 'pair': a mask for each posterior and input (release); 'shared': one an input, cheaper
     vae_lr:float = 1e-3 # Adam step size of encoder and decoder; release: all configs
     vae_updates:int = 2 # updates per iteration; release: LDM 2, with the half cheetah 1; variBAD with robots 1
@@ -55,7 +56,8 @@ class VAE:
     kl_weight:float = 120. # weight of the KL terms in the summed ELBO; release: its mean over transitions amounts to it
     posteriors:int = 0 # P, posteriors decoded per trajectory, rescaled to the full sum; 0: all (release)
     transitions:int = 0 # I, transitions each of them decodes, rescaled to the full sum; 0: all (release)
-    counted:str = 'visits' # inputs count by their 'visits' (paper, release), or all of a task's alike: 'places'
+    counted:str = 'visits' # an input counts by its 'visits' (paper, release), or all different ones of a task alike:
+        # 'places'
     buffer_size:int = 100_000 # tasks the buffer holds; release: grid 100000, MuJoCo 10000
     buffer:str = 'ring' # 'ring': the newest tasks; 'frozen': closed once full (as the release executes it)
 

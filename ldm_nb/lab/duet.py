@@ -23,6 +23,7 @@ def room(
     def wide(x, axis): return shared(x.narrow(axis, 0, 1).repeat_interleave(M, axis))
     return Traj(*(wide(x, 1 if k == 'task' else 2) for k, x in traj._asdict().items()))
 
+# %% ../../nbs/lab/845_duet.ipynb #55de0012
 def asleep(
     method:Method, cfg, world:World, gens:dict, progress:Progress, # as `train`'s; its state is shared
     real:Traj, dreamt:Traj, # shared: of the normal workers, of the mixture workers

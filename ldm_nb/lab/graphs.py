@@ -8,7 +8,7 @@ __all__ = ['compiler_works', 'compiler_trouble', 'cuda_graph', 'again', 'leaves'
 # %% ../../nbs/lab/840_graphs.ipynb #54ca0004
 import torch
 from torch import Tensor
-from ..core.seeds import tree_map, flat, lift
+from ..core.seeds import lift, tree_map
 from ..worlds.tasks import World
 from ..training.trainer import Method, Progress, iterate, mark
 from .crew import Gone, heard, may_fork, start, tell
@@ -58,7 +58,7 @@ def cuda_graph(
 def again(
     body, state:dict, # as in `cuda_graph`
 ): # a function
-    "The same interface without a graph: `body` itself, which any device can run"
+    "In place of `cuda_graph` on any device: `body` itself, without a graph"
     return body
 
 # %% ../../nbs/lab/840_graphs.ipynb #54ca000b
@@ -77,6 +77,7 @@ def leaves(
     parts = noise.values() if isinstance(noise, dict) else noise or ()
     return [x for part in parts for x in leaves(part)]
 
+# %% ../../nbs/lab/840_graphs.ipynb #54ca0013
 def like(
     noise, # tree
 ): # the same tree of its own tensors

@@ -408,8 +408,8 @@ def sources(
     out = {}
     for f in fields(cfg):
         v = getattr(cfg, f.name)
-        m = re.search(rf'^    {f.name}:.*?\s#\s(.*)$', inspect.getsource(type(cfg)), flags=re.M)
-        said = m[1] if m else ''
+        m = re.search(rf'^    {f.name}:.*?\s#\s(.*(?:\n        #\s.*)*)$', inspect.getsource(type(cfg)), flags=re.M)
+        said = re.sub(r'\n\s+#\s', ' ', m[1]) if m else '' # a comment may go on below the field
         if not is_dataclass(v): out[f.name] = said; continue
         plain = settings(type(v)())
         out |= {k: s + f' | here: {said}'*(settings(v)[k] != plain[k]) for k, s in sources(v).items()}

@@ -76,5 +76,6 @@ def told_apart(
     parts = [os.path.abspath(p).split(os.sep) for p in paths]
     def short(p):
         others = [q for q in parts if q != p]
-        return next(os.sep.join(p[-k:]) for k in range(1, len(p) + 1) if k == len(p) or all(q[-k:] != p[-k:] for q in others))
+        def alone(k): return k == len(p) or all(q[-k:] != p[-k:] for q in others)
+        return next(os.sep.join(p[-k:]) for k in range(1, len(p) + 1) if alone(k))
     return [short(p) for p in parts]

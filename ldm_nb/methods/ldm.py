@@ -38,8 +38,10 @@ class LDM:
     a2c:A2C = A2C() # the policy's update
     vae:VAE = VAE() # the latent dynamics network
     mixture:Mixture = Mixture() # the imaginary tasks
-    imagined_task:str = 'moving' # 'moving': latents of each step (paper, release); 'fixed': those at the tasks' end
-    imagined_rewards:str = 'expected' # 1.1p - 0.1 (release); 'drawn': 1 or -0.1; 'one-goal', 'any-goal': one place pays
+    imagined_task:str = 'moving' # 'moving': with latents and noise of each step (paper, release); 'fixed': those at
+        # the end of the mixed tasks
+    imagined_rewards:str = 'expected' # 'expected': 1.1 p - 0.1 (release); 'drawn': 1 or -0.1, by p; 'one-goal': 1 at
+        # one place, by odds; 'any-goal': a control
 
     def __post_init__(self):
         normal_workers(self)

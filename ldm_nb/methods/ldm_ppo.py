@@ -38,7 +38,8 @@ class LDMPPO:
     chunk:int = 200 # T, steps of an iteration; release: MuJoCo
     train_split:str = 'train' # tasks trained on
     contact_forces:bool = False # seen by Ant-goal, paid for by both ants; release: off, its simulator left them at zero
-    mixture_scope:str = 'task' # mixture weights and workers last a 'task'; or an 'iteration' (release, MuJoCo)
+    mixture_scope:str = 'task' # mixture weights and workers are kept for a 'task'; 'iteration': drawn anew (release,
+        # MuJoCo)
     encoder:EncoderSize = EncoderSize(action_embedding=16, reward_embedding=16) # of Encoder-p and -v; release: MuJoCo
     policy:PolicySize = PolicySize(policy_latent=128, policy_layers=(128,)) # of actor and critic; release: MuJoCo
     ppo:PPO = PPO() # the policy's update

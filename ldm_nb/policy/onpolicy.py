@@ -24,7 +24,8 @@ class A2C:
     max_grad_norm:float = .5 # limit of the gradient's norm, heads and encoder apart; release: all
     task_end:str = 'terminal' # 'terminal': nothing follows a task (release, grid); 'bootstrap': the critic's value
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
-    average:float = 0. # decay of the average of the networks that evaluations play; 0: the newest (paper, release)
+    average:float = 0. # decay of the running average of actor, critic and Encoder-p that evaluations play; 0: the
+        # newest (paper, release)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7a007968
 def backwards(

@@ -35,8 +35,10 @@ def policy(
 class PolicySize:
     "Sizes of the policy"
     policy_latent:int = 32 # D of Encoder-p; release: grid 32, MuJoCo 128
-    policy_layers:tuple[int, ...] = (32,) # hidden tanh layers; release: grid 32, MuJoCo 128; variBAD with robots two
-    state_conditioned:bool = False # see the observation too? release: in Ant-dir, and variBAD with robots
+    policy_layers:tuple[int, ...] = (32,) # hidden tanh layers of actor and critic; release: grid 32, MuJoCo 128; of
+        # variBAD two
+    state_conditioned:bool = False # do actor and critic see the observation too? release: in Ant-dir, and of variBAD
+        # with robots
 
 def init_policy(
     gens:list, # `S` generators of the stream 'init'

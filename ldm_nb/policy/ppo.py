@@ -28,9 +28,11 @@ class PPO:
     policy_lr:float = 7e-4 # Adam step size of actor and critic; release: MuJoCo
     encoder_lr:float = 7e-4 # Adam step size of Encoder-p; release: all
     max_grad_norm:float = .5 # limit of the gradient's norm, heads and encoder apart; release: all
-    episode_end:str = 'bridge' # 'bridge': advantages cross the episodes of a task; 'cut': not if time is up (release)
+    episode_end:str = 'bridge' # 'bridge': advantages reach across the episodes of a task; 'cut': not where time is up
+        # (release)
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
-    average:float = 0. # as in `A2C`, one step an iteration; 0: the newest networks play (paper, release)
+    average:float = 0. # as in `A2C`, a step of it an iteration; 0: evaluations play the newest networks (paper,
+        # release)
 
 # %% ../../nbs/policy/320_ppo.ipynb #fc25c64d
 def advantages(

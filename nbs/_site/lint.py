@@ -113,7 +113,7 @@ def lengths(f, nb, nbs):
         if c['cell_type'] != 'code': continue
         n = len(code(c).rstrip().splitlines())
         if exported(c) and n > EXPORT: yield c, f'an exported cell of {n} lines, at most {EXPORT}: split the definition'
-        if not exported(c) and shown(c) and n > LESSON:
+        if not exported(c) and shown(c) and not imports_only(c) and n > LESSON:
             yield c, f'a lesson of {n} lines, at most {LESSON}: split it, or export a helper'
         wide = [l for l in code(c).splitlines() if len(l) > WIDE] if exported(c) else []
         if wide: yield c, f'{len(wide)} lines of more than {WIDE} columns, the first begins with: {wide[0].strip()[:40]}'
