@@ -46,6 +46,7 @@ def test_an_edit_in_any_part(name, repo):
     assert said(repo) == git(repo, 'rev-parse', 'HEAD') + '+'
 
 def test_a_new_file_in_another_part(repo):
+    git(repo, 'config', 'status.showUntrackedFiles', 'no')
     (repo/'ldm_nb'/'worlds'/'mine.py').write_text('')
     assert said(repo) == git(repo, 'rev-parse', 'HEAD') + '+'
 
@@ -58,3 +59,12 @@ def test_a_copy_in_another_repository(copy):
     (copy/'theirs.txt').write_text('')
     git(copy, 'add', 'theirs.txt'); git(copy, 'commit', '-qm', 'first')
     assert said(copy) == 'None'
+
+def test_the_story_loads_no_laboratory():
+    "What is true of the texts of pages is true of a process: every module of the story, and no module of `lab`"
+    code = ("import importlib, pkgutil, sys, ldm_nb\n"
+            "story = [m.name for m in pkgutil.walk_packages(ldm_nb.__path__, 'ldm_nb.') if m.name.split('.')[1] not in ('lab', '__main__', '_modidx')]\n"
+            "for m in story: importlib.import_module(m)\n"
+            "print(len(story), [m for m in sys.modules if m.startswith('ldm_nb.lab')])")
+    number, found = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+    assert int(number) > 40 and found.strip() == '[]'

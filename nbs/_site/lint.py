@@ -37,15 +37,27 @@ def modules(c, f):
         else: continue
         yield from (nm[len(LIB)+1:] for nm in names if nm.startswith(LIB+'.'))
 
+def bound(n):
+    "Names that a function binds for itself: its arguments and what it assigns"
+    if not isinstance(n, (ast.FunctionDef, ast.Lambda)): return set()
+    inside = {x.id for x in ast.walk(n) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
+    return inside | {a.arg for x in ast.walk(n) if isinstance(x, ast.arguments) for a in (*x.posonlyargs, *x.args, *x.kwonlyargs)}
+
 def definitions(c):
-    "What an exported cell defines: the names of each definition, what it mentions, whether it is a function or a class"
-    for n in tree(c).body:
+    "What an exported cell defines, one by one: its names, the names it uses or is the inverse of, its kind"
+    todo = list(tree(c).body)
+    while todo:
+        n = todo.pop(0)
         if is_import(n): continue
+        if isinstance(n, (ast.If, ast.Try, ast.With, ast.For, ast.While)) and any(isinstance(x, (ast.FunctionDef, ast.ClassDef)) for x in ast.walk(n)):
+            todo = [x for x in ast.iter_child_nodes(n) if isinstance(x, ast.stmt)] + todo
+            continue
         targets = n.targets if isinstance(n, ast.Assign) else [n.target] if isinstance(n, (ast.AnnAssign, ast.AugAssign)) else []
         names = {x.id for t in targets for x in ast.walk(t) if isinstance(x, ast.Name)} | {getattr(n, 'name', '')} - {''}
-        said = {x.id for x in ast.walk(n) if isinstance(x, ast.Name)}
-        said |= {w for x in ast.walk(n) if isinstance(x, ast.Constant) and isinstance(x.value, str) for w in re.findall(r'`(\w+)`', x.value)}
-        yield names, said, isinstance(n, (ast.FunctionDef, ast.ClassDef))
+        said = {x.id for x in ast.walk(n) if isinstance(x, ast.Name)} - bound(n)
+        doc = ast.get_docstring(n) or '' if isinstance(n, (ast.FunctionDef, ast.ClassDef)) else ''
+        said |= set(re.findall(r'inverse of `(\w+)`', doc))
+        yield names, said, {ast.FunctionDef: 'function', ast.ClassDef: 'class'}.get(type(n), '')
 
 
 # Each rule takes a page and gives pairs of a cell (or None) and what to do
@@ -73,25 +85,28 @@ def imports(f, nb, nbs):
     n, num = number(f), {module(p): number(p) for p in pages(nbs)}
     for c in nb['cells']:
         for m in modules(c, f):
+            if part(f) in STORY and m.split('.')[0] == 'lab': yield c, f'{part(f)} imports nothing of the laboratory: {LIB}.{m}'
             if m.startswith('_') and m != '__init__' or m in PARTS: continue
             if m not in num: yield c, f'{LIB}.{m} comes from no page; import what a page exports'
             elif n is not None and num[m] >= n:
                 yield c, (f'imports run from lower to higher numbers: page {n:03} may not import {LIB}.{m}, page {num[m]:03}; '
                           'move the definition to a lower page')
-            if part(f) in STORY and m.startswith('lab.'): yield c, f'{part(f)} imports nothing of the laboratory: {LIB}.{m}'
+        hidden = not any(m.startswith('lab') for m in modules(c, f)) and re.search(rf'{LIB}\.lab\b', code(c))
+        if part(f) in STORY and hidden: yield c, f'{part(f)} uses nothing of the laboratory, by whatever way: {hidden[0]}'
         mixed = any(map(is_import, tree(c).body)) and not imports_only(c)
         if mixed and not exported(c) and 'nbdev_export(' not in code(c):
             yield c, 'imports mixed with other code; give them a cell of their own'
 
 def one(f, nb, nbs):
-    "An exported cell holds one definition, or a function with a helper, an inverse or constants of its own"
+    "An exported cell holds one definition, or a function with a helper, an inverse, constants or the record it makes or takes"
     for c in filter(exported, nb['cells']):
         found = list(definitions(c))
         names = [', '.join(sorted(x)) or 'a statement' for x, *_ in found]
         def tied(a, b): return bool(a[0] & b[1] or b[0] & a[1])
-        pair = any(all(a is b or tied(a, b) for b in found) for a in found) and sum(f for *_, f in found) <= 2
-        if len(found) > 1 and not (pair and any(f for *_, f in found)):
-            yield c, f'several definitions in one cell ({"; ".join(names)}): only a function with its helper, inverse or constants may share one'
+        kinds = sorted(k for *_, k in found if k)
+        pair = any(all(a is b or tied(a, b) for b in found) for a in found) and len(kinds) in (1, 2) and kinds != ['class', 'class']
+        if len(found) > 1 and not pair:
+            yield c, f'several definitions in one cell ({"; ".join(names)}): only a function with its helper, inverse, constants or record may share one'
 
 def order(f, nb, nbs):
     "Words before every one or two exported cells, a lesson after them; imports do not count"

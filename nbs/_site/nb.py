@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Edit notebooks from a terminal: an .ipynb as one text file of cells, and back.
 
-    nb.py show nbs/00_core.ipynb > core.txt        # each cell under `# %% id`, markdown under `# %% [markdown] id`
-    nb.py write nbs/00_core.ipynb < core.txt       # ids keep a cell and, where its source is unchanged, its outputs
-    nb.py edit nbs/00_core.ipynb                   # both, around $EDITOR
-    nb.py run nbs/*.ipynb                          # run what nbdev_test runs, save the outputs
+    nb.py show nbs/core/000_seeds.ipynb > seeds.txt    # each cell under `# %% id`, markdown under `# %% [markdown] id`
+    nb.py write nbs/core/000_seeds.ipynb < seeds.txt   # ids keep a cell and, where its source is unchanged, its outputs
+    nb.py edit nbs/core/000_seeds.ipynb                # both, around $EDITOR
+    nb.py run nbs/*/*.ipynb                            # run what nbdev_test runs, save the outputs
     git config diff.ipynb.textconv 'nbs/_site/nb.py show'  # git diff and log -p read as text
 """
 import base64, io, json, os, re, subprocess, sys, tempfile, uuid
