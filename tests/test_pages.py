@@ -159,6 +159,7 @@ def test_parts():
 def test_index():
     "The index links to every page once, in the order of reading; bold is what LDM needs, and mechanics are marked"
     md = next(source(c) for c in cells(NBS/'index.ipynb') if source(c).startswith('## The pages'))
+    assert 'seventeen pages' in md and len(closure()) == 17
     found = re.findall(r'(\*\*)?\[[^]]+\]\(([\w/-]+\.ipynb)\)(\*\*)?( ⚙)?', md)
     assert [u for _, u, *_ in found] == [f.relative_to(NBS).as_posix() for f in pages()[1:]]
     assert [u for b, u, *_ in found if b] == [f.relative_to(NBS).as_posix() for f in closure()]

@@ -65,6 +65,6 @@ def test_the_story_loads_no_laboratory():
     code = ("import importlib, pkgutil, sys, ldm_nb\n"
             "story = [m.name for m in pkgutil.walk_packages(ldm_nb.__path__, 'ldm_nb.') if m.name.split('.')[1] not in ('lab', '__main__', '_modidx')]\n"
             "for m in story: importlib.import_module(m)\n"
-            "print(len(story), [m for m in sys.modules if m.startswith('ldm_nb.lab')])")
+            "print(len(story), [m for m in sys.modules if m.startswith('ldm_nb.lab.')])")
     number, found = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
     assert int(number) > 40 and found.strip() == '[]'
