@@ -41,7 +41,8 @@ def from_latent(
     return linear(dict(w=F.pad(w, (0, 0, 0, more)), b=first['b']), F.pad(m, (0, more)))
 
 def first_layer(
-    p:dict, m:Tensor, obs:Tensor, mask:Tensor, keep:float, # as in `decode_pairs`
+    p:dict, m:Tensor, obs:Tensor, # decoder, latents [S,B,P,D], next states [S,B,I,O+1]
+    mask:Tensor, keep:float, # dropout mask [S,B,P or 1,I,E] or None, and 1 - p_drop
 )->tuple: # from m [S,B,P,W], from e(s') [S,B,P or 1,I,W]; their sum goes into the ReLU
     "Both sides of the decoder's first layer"
     e = embed(p, obs)[:, :, None] # [S,B,1,I,E]
@@ -57,7 +58,7 @@ def reconstruction_loop(
     m:Tensor, # [S,B,P,D]
     obs:Tensor, # [S,B,I,O+1]
     target:Tensor, count:Tensor, # [S,B,I] of `tally`
-    mask:Tensor, keep:float, # as in `decode_pairs`
+    mask:Tensor, keep:float, # dropout mask [S,B,P or 1,I,E] or None, and 1 - p_drop
     weight:Tensor=None, # [S,B,P] 1, or 0 for a posterior that does not count
 )->Tensor: # [S] summed over trajectories, posteriors and inputs
     "Error of every posterior on every input, block by block"
@@ -147,8 +148,10 @@ class _Pairs(torch.autograd.Function):
         return None, ga, gb, None, None, None, None, *grads
 
 def reconstruction(
-    p:dict, kind:str, m:Tensor, obs:Tensor, target:Tensor, count:Tensor, mask:Tensor, keep:float, # of the loop
-    weight:Tensor=None, # as in the loop
+    p:dict, kind:str, # a single-head decoder, the world's kind of reward
+    m:Tensor, obs:Tensor, target:Tensor, count:Tensor, # [S,B,P,D], [S,B,I,O+1], [S,B,I] twice
+    mask:Tensor, keep:float, # dropout mask [S,B,P or 1,I,E] or None, and 1 - p_drop
+    weight:Tensor=None, # [S,B,P] 1, or 0 for a posterior that does not count
 )->Tensor: # [S] summed over trajectories, posteriors and inputs
     "Error of every posterior on every input: `reconstruction_loop`, but fast (on a GPU only where a mask is shared)"
     layers = [*(p['layers'][str(i)] for i in range(1, len(p['layers']))), p['out']]

@@ -49,6 +49,7 @@ def init_mlp(
     "Parameters of `mlp`, layer `i` under the key `str(i)`"
     return {str(i): init_linear(gens, a, b, kind) for i, (a, b) in enumerate(zip((n_in, *sizes), sizes))}
 
+# %% ../../nbs/core/020_layers.ipynb #7ff8a94b
 def mlp(
     p:dict, # of `init_mlp`
     x:Tensor, # [S,...,n_in]

@@ -68,7 +68,7 @@ def set_noise_state(
     gens:dict, # of `generators`, changed in place
     state:dict, # of `noise_state`, for as many seeds
 )->None:
-    "Put the generators back to where `noise_state` found them"
+    "The inverse of `noise_state`: put the generators back to where it found them"
     for k, gs in gens.items():
         for g, s in zip(gs, state[k]): g.set_state(s.clone()) # torch 2.13 crashes on a view with an offset
 
