@@ -25,7 +25,7 @@ def sealed(
     tensors:dict, # name -> tensor, contiguous, on the CPU
     about:dict, # plain values
 )->bytes: # of a file
-    "Tensors and what is to be known of them, with a checksum"
+    "Tensors and facts about them, with a checksum"
     text = json.dumps(dict(about, names=list(tensors), format=FORMAT, sha256='0'*64))
     blank = save(tensors, metadata=dict(about=text))
     return blank.replace(b'0'*64, sha256(blank).hexdigest().encode(), 1)
@@ -34,7 +34,7 @@ def sealed(
 def unseal(
     path, # of a file of `sealed`
 )->tuple: # tensors, about
-    "What was sealed; raises `Damaged` where a single bit is another, `Newer` where the file is of a later form"
+    "What was sealed; raises `Damaged` where a single bit has changed, `Newer` where the file is of a later form"
     data = Path(path).read_bytes()
     try:
         about = header(data)
@@ -52,7 +52,7 @@ def unseal(
 def header(
     data:bytes, # of a file of `sealed`
 )->dict:
-    "What is to be known of the tensors"
+    "The facts about the tensors"
     size = int.from_bytes(data[:8], 'little')
     try: return dict(json.loads(json.loads(data[8:8 + size])['__metadata__']['about']))
     except Exception: raise ValueError('its header cannot be read') from None
@@ -62,7 +62,7 @@ def lines(
     path, # a `.jsonl` file of a run
     numbers:tuple=(), # entries that must be numbers, beside `frames`
 )->list: # one dict per line
-    "The lines of a file; raises `RunError` where it is missing, `Damaged` where it is"
+    "The lines of a file; raises `RunError` where it is missing, `Damaged` where it is damaged"
     try: rows = read_jsonl(path)
     except FileNotFoundError: raise RunError(f'{path} is missing: nothing has been measured yet') from None
     except ValueError as e: raise Damaged(f'{e}; without that line the file can be read') from None
@@ -149,13 +149,13 @@ def checkpoints(
 # %% ../../nbs/lab/820_checkpoints.ipynb #5ea1ed2b
 def thin(
     folder, # of a run
-    iteration:int, # later checkpoints, which a run that went back has left, do not count
+    iteration:int, # later checkpoints do not count; a run that went back has left them
     keep:int=2, # checkpoints to keep
 )->None:
-    "Drop old checkpoints; each loses its name before its files, so that none is ever seen in part"
+    "Drop old checkpoints; each is renamed first, then deleted, so that nobody ever sees a part of one"
     gone = Path(folder)/'checkpoint.gone'
     for old in [c for c in checkpoints(folder) if at(c) <= iteration][:-keep]:
-        drop(gone) # of a process that was killed
+        drop(gone) # left by a process that was killed
         os.rename(old, gone)
         shutil.rmtree(gone)
 
@@ -289,7 +289,7 @@ def load_weights(
     seeds:list, # that are wanted
     most:int=10**13, # frames that a seed can have seen
 )->tuple: # tree of [S,...]; frames that each seed has seen
-    "What `save_weights` wrote; raises `RunError` where the run has none of these seeds, `Damaged` where the file is"
+    "The inverse of `save_weights`; `RunError` where these seeds are missing, `Damaged` where the file is damaged"
     try: tensors, about = unseal(path := Path(folder)/'weights.safetensors')
     except FileNotFoundError: about = {}
     have, frames = about.get('seeds', []), about.get('frames', 0)

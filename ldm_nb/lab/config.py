@@ -101,7 +101,7 @@ def write_config(
 def read_config(
     folder, # of a run
 )->dict: # as `write_config` was given it, and `format`
-    "What `write_config` wrote; `RunError` where it is missing or does not fit, `Damaged` where it was changed"
+    "The inverse of `write_config`; `RunError` where a file is missing or does not fit, `Damaged` where it was changed"
     path = Path(folder)/'config.json'
     anew = 'put back what it was, or make it anew by the command of the run with another --out, and copy it here'
     try: config = json.loads(path.read_text(encoding='utf-8'))

@@ -102,7 +102,6 @@ class Gone(RuntimeError):
     "Another process of this run has failed or was killed; the message says what is known"
     killed = 'a process of this run has died: it was killed, or the machine ran out of memory'
 
-# %% ../../nbs/lab/835_crew.ipynb #3c9a5345
 def tell(
     line, word, # to another process; what it knows
 )->None:
@@ -110,6 +109,7 @@ def tell(
     try: line.send(word)
     except OSError: raise Gone(Gone.killed) from None
 
+# %% ../../nbs/lab/835_crew.ipynb #3c9a5346
 def heard(
     line, # to another process
 ): # what it says next

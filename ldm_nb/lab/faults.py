@@ -22,6 +22,7 @@ VERDICTS = dict(
     damaged='not what was written',
     later='of a later version')
 
+# %% ../../nbs/lab/830_faults.ipynb #fa170a07
 def verdict(
     folder, path, # a run; one of its files
     read, # called without arguments; says what is worth saying, raises `RunError` for trouble

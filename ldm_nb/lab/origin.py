@@ -20,7 +20,8 @@ def commit()->str: # 40 hex digits, perhaps `+`
     try:
         package = Path(__file__).parents[1] # all parts of it, not this one alone
         git('ls-files', '--error-unmatch', Path(__file__).relative_to(package)) # not a copy in somebody else's tree
-        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=normal', '--', '.') else '')
+        edited = git('status', '--porcelain', '--untracked-files=normal', '--', '.')
+        return git('rev-parse', 'HEAD') + ('+' if edited else '')
     except (OSError, subprocess.CalledProcessError, NameError): return None # NameError: defined in a notebook
 
 # %% ../../nbs/lab/805_origin.ipynb #5da25105

@@ -137,7 +137,7 @@ def collect(
     cfg:LDMPPO, world:World, # settings; where
     state:dict, noise:dict, # of `init` or `update`; of `draw_noise`
 )->Dreamt:
-    "The next piece of every worker's life: first the normal ones, then those who imagine"
+    "The next piece of every worker: first the normal ones, then those who imagine"
     carried, p, n = state['opt']['carried'], state['params'], cfg.normal
     if not cfg.mixture.mixture_workers: real, dreams = slice(None), None
     else: real, dreams = slice(0, n), slice(n, None)

@@ -28,6 +28,7 @@ class Mixing:
     mixed_at:str = 'inputs' # 'inputs': before Encoder-p (ours: as the original mixes); 'latents': behind it
     supervision:str = 'mixed' # of returns and advantages: 'mixed' or the 'dominant' task's; Wang et al. 2020
 
+# %% ../../nbs/methods/730_mixreg.ipynb #73e000a7
 @dataclass(frozen=True)
 class Mixreg:
     "Mixreg on RL2, with A2C"

@@ -55,7 +55,7 @@ def live_on(
     noise:dict, # task [S,T,B,U] and action [S,T,B,...], for each step; reset [S,T+1,B,U'] or None
     shown=None, # t, fresh [S,B], obs [S,B,O+1] before, action, obs after, true reward [S,B] -> reward shown [S,B]
 )->tuple: # Piece, Here
-    "The next piece of every worker's life; finished tasks are followed by new ones"
+    "The next piece of every worker; finished tasks are followed by new ones"
     (trial, obs, fresh), kept, B, taken = here, [], here.obs.shape[1], here.trial.step
     task, u, reset = noise['task'], noise['action'], noise['reset']
     def luck(t): return None if reset is None else reset[:, t]

@@ -22,7 +22,6 @@ def turns(
     "Directions, such as those of `TURNS`"
     return (torch.tensor(ks, dtype=torch.float64, device='cpu')*math.pi/4).float()[:, None]
 
-# %% ../../nbs/worlds/140_robot_tasks.ipynb #dd07f6bb
 DIRECTION = Family('ant-dir', ('direction (rad)',), dict(
     train=finite(turns(TURNS['train'])), test=finite(turns(TURNS['test'])),
     eval=finite(turns(TURNS['train'] + TURNS['test'])), all=finite(turns(TURNS['all']))))
@@ -78,7 +77,6 @@ def column(
     "Tasks of one number each, such as the velocities `FIVE`"
     return torch.tensor(xs, dtype=torch.float32, device='cpu')[:, None]
 
-# %% ../../nbs/worlds/140_robot_tasks.ipynb #1400000a
 VELOCITY = Family('cheetah-vel', ('velocity (m/s)',), dict(
     train=ranges(column(.25, 3.25), SPEEDS['train']), test=ranges(column(*FIVE), SPEEDS['test']),
     eval=finite(column(.25, 3.25, *FIVE)), all=ranges(column(.25, 3.25, *FIVE), SPEEDS['all'])))
