@@ -165,6 +165,13 @@ def test_index():
     assert [u for b, u, *_ in found if b] == [f.relative_to(NBS).as_posix() for f in closure()]
     assert [u for *_, u, _, m in found if m] == [f.relative_to(NBS).as_posix() for f in pages()[1:] if mechanics(f)]
 
+def test_idea_first():
+    "`elbo` and its plain form stand in the first third of their page, of its cells and of its lines"
+    cs = [source(c) for c in cells(NBS/'belief/230_elbo.ipynb')]
+    at = [next(i for i, s in enumerate(cs) if f'def {name}(' in s) for name in ('elbo_naive', 'elbo')]
+    lines = [len(s.splitlines()) for s in cs]
+    assert at == sorted(at) and 3*(at[1] + 1) <= len(cs) and 3*sum(lines[:at[1]]) <= sum(lines)
+
 def test_closure():
     "LDM on the gridworld needs at most 17 pages, none of the laboratory and none of mechanics"
     names = [f'{part(f)}.{f.stem[4:]}' for f in closure()]
