@@ -22,7 +22,7 @@ RUNS = {  # world -> row -> method and options; a row for each way that numbers 
                   'ldm of the release': '--preset release', 'ldm with one goal': '--preset one-goal', 'ldm with some pairs': SOME},
     'cheetah-vel': {'rl2': SMALL, 'varibad': f'{SMALL} {VAE} {SOME}', 'ldm': f'{SMALL} {VAE} --mixture-workers 1', 'mixreg': SMALL,
                     'rl2-oracle': SMALL, 'varibad-oracle': f'{SMALL} {VAE}'}}
-METHODS = 'rl2', 'varibad', 'ldm', 'mixreg', 'rl2-oracle', 'varibad-oracle'  # those that the base has
+METHODS = list(dict.fromkeys(row.split()[0] for rows in RUNS.values() for row in rows))  # those that the base has
 FRAMES = {'gridworld': 16*120, 'cheetah-vel': 4*200}  # of an iteration
 
 
@@ -50,13 +50,13 @@ def tensors(run):
     return last.name, out
 
 def same(a, b):
-    "What differs between two runs; nothing where all bits are equal"
+    "What differs between two runs, nothing where all bits are equal; how many tensors there are"
     (at, x), (bt, y) = tensors(a), tensors(b)
-    if at != bt: return [f'{at} against {bt}']
-    if not x or x.keys() != y.keys(): return [f'tensors {sorted(map(str, x.keys() ^ y.keys()))[:4]}']
+    if at != bt: return [f'{at} against {bt}'], 0
+    if not x or x.keys() != y.keys(): return [f'tensors {sorted(map(str, x.keys() ^ y.keys()))[:4]}'], 0
     bad = [' '.join(k) for k in x if x[k].dtype != y[k].dtype or not torch.equal(x[k].view(torch.uint8), y[k].view(torch.uint8))]
     lines = [[json.loads(l) for l in (r/'metrics.jsonl').read_text().splitlines()] for r in (a, b)]
-    return bad + ['metrics']*(lines[0] != lines[1])
+    return bad + ['metrics']*(lines[0] != lines[1]), len(x)
 
 def main():
     ap = argparse.ArgumentParser(description='Compare the numbers of this tree with those of an older commit, bit for bit.')
@@ -74,9 +74,8 @@ def main():
                 if args.methods and row.split()[0] not in args.methods: continue
                 runs = d/f'{world}-{row}-old', d/f'{world}-{row}-new'
                 bad = [f'{tree.name}: {said}' for tree, run in zip((old, ROOT), runs) if (said := train(tree, world, row, args.iterations, run))]
-                bad = bad or same(*runs)
+                bad, n = (bad, 0) if bad else same(*runs)
                 moved |= bool(bad)
-                n = 0 if bad else len(tensors(runs[1])[1])
                 print(f'{world:12} {row:20}', f'{n} tensors equal' if not bad else 'DIFFERS: ' + ', '.join(bad[:4]), flush=True)
     sys.exit(moved)
 

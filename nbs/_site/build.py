@@ -26,8 +26,7 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 
 # Pages and cells, also for readme.py and lint.py
 
-PARTS = dict(core='Core', worlds='Worlds', belief='Belief', policy='Policy', mixture='Mixture', training='Training',
-             evaluation='Evaluation', methods='Methods', lab='Laboratory', results='Results')  # in reading order
+PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluation', 'methods', 'lab', 'results')  # in reading order
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 MARK = '⚙'                                     # of such pages in the sidebar
@@ -110,10 +109,9 @@ class Names:
     def find(self, name, here=None):
         "The module and the name, if they are certain; `here` is the module of the asking page"
         if name.startswith(LIB+'.'):
-            *at, last = name[len(LIB)+1:].split('.')
-            if '.'.join([*at, last]) in self.mods: return '.'.join([*at, last]), None
-            mod = '.'.join(at[:2])
-            return (mod, [*at, last][2]) if mod in self.mods and [*at, last][2] in self.mods[mod][1] else None
+            names = name[len(LIB)+1:].split('.')  # of a part, a page, a definition
+            mod, sym = '.'.join(names[:2]), names[2] if len(names) > 2 else None
+            return (mod, sym) if mod in self.mods and (not sym or sym in self.mods[mod][1]) else None
         top = name.split('.')[0]
         mods = self.at.get(top, [])
         if here in mods: return here, top
@@ -188,7 +186,7 @@ def prepare(nbs, dst):
         doc = document(f, nbs)
         if doc in docs: raise ValueError(f'{docs[doc][0].name} and {f.name} would both become {doc}.html; rename one')
         docs[doc] = f, convert(f, names)
-        if doc != 'index': groups[PARTS.get(part(f), 'More')].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
+        if doc != 'index': groups[part(f).capitalize()].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
     if names.mods:
         (dst/'api.md').write_text(api(names), encoding='utf-8')
         groups['Reference'] = ['api']

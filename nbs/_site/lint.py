@@ -8,7 +8,7 @@ from pathlib import Path
 from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, options, pages, part, relative, shown, source, stem
 
 EXPORT, LESSON, RUN, SIZE, WIDE = 50, 15, 2, 300_000, 120   # lines, lines, exported cells to a lesson, bytes, columns
-STORY = list(PARTS)[:list(PARTS).index('lab')]              # parts that import nothing of the laboratory
+STORY = PARTS[:PARTS.index('lab')]                          # parts that import nothing of the laboratory
 CLOSURE, MOST = ('methods.ldm', 'worlds.gridworld'), 17     # pages that a reader of LDM needs, mechanics left out
 TITLE = re.compile(r'# \S.*\n+> (\S.*(?:\n>.*)*)')
 PATH = re.compile(r'(?<![\w.~:/})*-])/(?:root|home|work|tmp|mnt|opt|var|Users|usr/(?:local|lib))\b[\w./-]*')
@@ -70,7 +70,7 @@ def title(f, nb, nbs):
 
 def name(f, nb, nbs):
     if f.parent == nbs and f.stem == 'index': return
-    k = list(PARTS).index(part(f)) if f.parent.parent == nbs and part(f) in PARTS else None
+    k = PARTS.index(part(f)) if f.parent.parent == nbs and part(f) in PARTS else None
     if k is None: yield None, f'a page lies in the folder of its part: {", ".join(PARTS)}'
     elif number(f) is None or number(f)//100 != k: yield None, f'give the page its number: {k}00_{stem(f)}.ipynb to {k}99'
     for p in pages(nbs):
@@ -84,15 +84,15 @@ def name(f, nb, nbs):
 def imports(f, nb, nbs):
     n, num = number(f), {module(p): number(p) for p in pages(nbs)}
     for c in nb['cells']:
-        for m in modules(c, f):
-            if part(f) in STORY and m.split('.')[0] == 'lab': yield c, f'{part(f)} imports nothing of the laboratory: {LIB}.{m}'
+        used = list(modules(c, f))
+        lab = [m for m in used if m.split('.')[0] == 'lab'] or re.findall(rf'{LIB}\.(lab\b[.\w]*)', code(c))  # or by another way
+        if part(f) in STORY and lab: yield c, f'{part(f)} uses nothing of the laboratory: {LIB}.{lab[0]}'
+        for m in used:
             if m.startswith('_') and m != '__init__' or m in PARTS: continue
             if m not in num: yield c, f'{LIB}.{m} comes from no page; import what a page exports'
             elif n is not None and num[m] >= n:
                 yield c, (f'imports run from lower to higher numbers: page {n:03} may not import {LIB}.{m}, page {num[m]:03}; '
                           'move the definition to a lower page')
-        hidden = not any(m.startswith('lab') for m in modules(c, f)) and re.search(rf'{LIB}\.lab\b', code(c))
-        if part(f) in STORY and hidden: yield c, f'{part(f)} uses nothing of the laboratory, by whatever way: {hidden[0]}'
         mixed = any(map(is_import, tree(c).body)) and not imports_only(c)
         if mixed and not exported(c) and 'nbdev_export(' not in code(c):
             yield c, 'imports mixed with other code; give them a cell of their own'
@@ -181,15 +181,15 @@ def story(nbs=NBS):
     "Lines about `closure`, and whether it is short enough"
     ps = closure(nbs=nbs)
     lines = sum(len(code(c).splitlines()) for p in ps for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if exported(c))
-    names = [f'{p.relative_to(nbs).with_suffix("").as_posix()}' for p in ps]
+    names = [p.relative_to(nbs).with_suffix('').as_posix() for p in ps]
     return f'{" and ".join(CLOSURE)} need {len(ps)} pages ({lines} lines), mechanics left out: {", ".join(names)}', len(ps) <= MOST
 
 
 if __name__ == '__main__':
     fs = sys.argv[1:] or pages()
     bad = [l for f in fs for l in lint(f)]
-    said, short = story()
     if not sys.argv[1:]:
+        said, short = story()
         print(said)
         if not short: bad.append(f'more than {MOST} pages stand before LDM: move what it does not need')
     print('\n'.join(bad) or f'{len(fs)} pages, nothing to mend')
