@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DROPPED', 'Job', 'job', 'Judgement', 'judge', 'newest', 'restore', 'finished', 'prospects', 'bar_line', 'bar_parts',
-           'clock_text', 'terminal_width', 'Sink', 'look', 'measure', 'most', 'processes', 'helpers', 'Stop', 'way_on',
-           'telling', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
+           'clock_text', 'terminal_width', 'failures', 'Sink', 'look', 'measure', 'most', 'processes', 'helpers',
+           'Stop', 'way_on', 'telling', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures',
+           'motion_pictures']
 
 # %% ../../nbs/lab/850_jobs.ipynb #51c5876f
 import math, os, signal, threading, time
@@ -206,6 +207,15 @@ def terminal_width()->int:
     try: return os.get_terminal_size(err.fileno()).columns or 80
     except OSError: return 80
 
+# %% ../../nbs/lab/850_jobs.ipynb #65a0b002
+def failures(
+    metrics:dict, # name -> [S]
+)->dict: # name in words -> how many, where there are some
+    "What failed in an iteration, in all seeds together"
+    failed = {k.replace('_', ' '): v for k, v in metrics.items() if k.endswith('_failures')}
+    counts = {k: int(v.nan_to_num(posinf=0.).sum()) for k, v in failed.items()}
+    return {k: n for k, n in counts.items() if n}
+
 # %% ../../nbs/lab/850_jobs.ipynb #913bc7e5
 class Sink:
     "Shows where a job stands: frames per second, time left, returns, test goals missed"
@@ -219,10 +229,7 @@ class Sink:
         "After an iteration"
         r, now = metrics['return'].mean().item(), time.monotonic()
         self.shown['sampled'] = .95*self.shown.get('sampled', r) + .05*r
-        for k in metrics: # failures are counted since the start, and shown from the first on
-            if k.endswith('_failures') and (n := int(metrics[k].nan_to_num(posinf=0.).sum())):
-                name = k.replace('_', ' ')
-                self.shown[name] = self.shown.get(name, 0) + n
+        for k, n in failures(metrics).items(): self.shown[k] = self.shown.get(k, 0) + n # since the start
         took, self.ticked = now - self.ticked, now
         self.pace = .95*self.pace + .05*took if self.pace else took
         due = not self.closed and now - self.last > (.5 if self.live else self.every)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'COLOURS', 'WORLDS', 'spaces', 'asked', 'array', 'said', 'checked', 'fresh', 'advance', 'one_episode',
-           'drawing', 'picture', 'Pictures', 'seeded', 'Batch', 'fitting', 'WorldVectorEnv', 'WorldEnv', 'register']
+           'drawing', 'picture', 'Pictures', 'seeded', 'Batch', 'finals', 'fitting', 'WorldVectorEnv', 'WorldEnv',
+           'register']
 
 # %% ../../nbs/worlds/180_envs.ipynb #80f4e715
 import copy, os
@@ -275,6 +276,18 @@ class Batch:
         self.pictures.close()
         if self.world.close: self.world.close()
 
+# %% ../../nbs/worlds/180_envs.ipynb #5a56bf01
+def finals(
+    add, # info, of one environment, its number -> info: gymnasium's `_add_info`
+    obs, info:dict, # [n,...] what is shown where episodes have just ended
+    ended, # [n] bool
+)->dict: # final_obs, final_info
+    "What the finished episodes showed, as `SAME_STEP` leaves it"
+    final = {}
+    for i in np.flatnonzero(ended):
+        final = add(final, dict(final_obs=obs[i], final_info={k: v[i] for k, v in info.items()}), i)
+    return final
+
 # %% ../../nbs/worlds/180_envs.ipynb #5656bf37
 def fitting(
     spec, # gymnasium's entry of an id, or None
@@ -329,9 +342,7 @@ class WorldVectorEnv(VectorEnv):
         self.over = terminated | truncated
         if self.metadata['autoreset_mode'] is AutoresetMode.SAME_STEP:
             again, self.over = self.over, np.zeros(self.num_envs, bool)
-            obs, info = self.batch.shown()
-            for i in np.flatnonzero(again):
-                final = self._add_info(final, dict(final_obs=obs[i], final_info={k: v[i] for k, v in info.items()}), i)
+            final = finals(self._add_info, *self.batch.shown(), again)
         if again.any(): self.batch.begin(again, self.batch.split)
         obs, info = self._shown()
         return obs, reward, terminated, truncated, final | info
