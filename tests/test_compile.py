@@ -38,7 +38,8 @@ def test_compiled_updates_are_eager_ones(name):
     if compiler_trouble('cpu'): pytest.skip('no compiler')
     method, cfg = METHODS[name].method, settings_of(name)
     gens, p = stack_of(cfg, method)
-    fine, worst = replace(WORLD, unpack=lambda code: double(WORLD.unpack(code))), 0.
+    fine = replace(WORLD, codec=WORLD.codec._replace(unpack=lambda code: double(WORLD.codec.unpack(code))))
+    worst = 0.
     for i in range(20):
         noise = method.draw(cfg, WORLD, gens, i)
         traj = method.collect(cfg, WORLD, p.state, noise)

@@ -14,6 +14,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistic
 
 from ldm_nb.worlds.envs import WORLDS, Batch, WorldEnv, WorldVectorEnv, register
 from ldm_nb.worlds.film import backend
+from ldm_nb.worlds.tasks import Box, World
 from ldm_nb.worlds.gridworld import GRIDWORLD, ceiling, gridworld
 from ldm_nb.core.errors import BadInput, Unable
 
@@ -36,8 +37,8 @@ def walker():
     def step(x, task, action):
         x = x + .4*action
         return x, (x - task).abs().sum(-1), (x > 1).any(-1)
-    return replace(gridworld(), n_actions=0, action_dim=2, horizon=6, episodes=3, step=step, places=None, reset_noise=2,
-                   start=lambda task, u: .2*u)
+    return World(gridworld().family, 2, Box(2), horizon=6, episodes=3, start=lambda task, u: .2*u, step=step, observe=lambda x: x, reset_noise=2,
+                 deaths=True)
 
 def opengl():
     try: return backend()

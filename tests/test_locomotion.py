@@ -101,8 +101,8 @@ def test_constants():
     for name, dims in dict(dir=(27, 8), goal=(113, 8), vel=(20, 6)).items():
         w = MADE[name]
         assert (w.obs_dim, w.action_dim, w.n_actions, w.horizon, w.episodes, w.steps) == (*dims, 0, 200, 2, 400)
-        assert w.reward_kind == 'real' and w.reached is None and w.ceiling is None and w.n_cells == 0
-        assert torch.equal(w.target(torch.tensor([1.5])), w.imagine(torch.tensor([1.5])))
+        assert w.rewards.kind == 'real' and w.goal.reached is None and w.goal.ceiling is None and w.map is None and w.n_cells == 0
+        assert torch.equal(w.rewards.target(torch.tensor([1.5])), w.rewards.imagine(torch.tensor([1.5])))
     assert [load(b).body_mass.sum() for b in (ANT, CHEETAH)] == pytest.approx([.911, 14], abs=1e-3)
 
 @pytest.mark.parametrize('name,want', dict(dir=200, goal=-350, vel=-350).items())
@@ -113,7 +113,7 @@ def test_standing_still(name, want):
         traj = evaluate(world, still(world.action_dim), gens, 'test', seeds=1)
         returns = outcome(world, traj)['returns']
         assert returns.shape[1:] == (len(world.family.splits['test'].tasks), 2)
-        assert abs(returns.mean() - want) < near and not world.lost(traj.obs[:, 1:], traj.end).any()
+        assert abs(returns.mean() - want) < near and not world.simulator.lost(traj.obs[:, 1:], traj.end).any()
 
 
 # Contact forces
@@ -281,7 +281,7 @@ def test_rollout():
     assert torch.equal(traj.obs[:, 1:, :, -1] == 1, traj.end)
     early = first[0].argmin()
     z = traj.obs[0, first[0, early] + 1, early, 0]
-    assert not .2 <= z <= 1 and not world.lost(traj.obs[:, 1:], traj.end).any()
+    assert not .2 <= z <= 1 and not world.simulator.lost(traj.obs[:, 1:], traj.end).any()
 
 def test_lost():
     "A worker whose physics fail ends its episode, is reset and counted; nobody else sees anything of it"
@@ -295,7 +295,7 @@ def test_lost():
         u, reset = torch.zeros(1, 60, 3), rand(1, 61, 3, world.reset_noise)
         well = rollout(world, still(A), task, u, reset)
         ill = rollout(replace(world, step=step), still(A), task, u, reset)
-        assert world.lost(ill.obs[:, 1:], ill.end).nonzero().tolist() == [[0, 30, 0]] and ill.end[0, 30, 0]
+        assert world.simulator.lost(ill.obs[:, 1:], ill.end).nonzero().tolist() == [[0, 30, 0]] and ill.end[0, 30, 0]
         assert torch.equal(well.obs[:, :, 1:], ill.obs[:, :, 1:]) and not well.end.any()
 
 def test_failed_state():
@@ -318,16 +318,17 @@ def test_summary():
     assert list(rows[0]) == ['train', 'first_train', 'test', 'first_test'] and abs(rows[0]['test'] + 350) < 5
     assert 'goals' not in table(world, out, 'still')
 
-@pytest.mark.parametrize('world', [*MADE.values(), ant_goal(contacts=True)], ids=[*MADE, 'contacts'])
+@pytest.mark.parametrize('world', [*MADE.values(), ant_goal(contact_forces=True)], ids=[*MADE, 'contacts'])
 def test_pack(world):
     "A task comes back from the buffer as it went in"
     A, T = world.action_dim, world.steps
     obs, action, reward = randn(2, T + 1, 3, world.obs_dim + 1), randn(2, T, 3, A), randn(2, T, 3)
-    if world.obs_dim == 113 and world.code_bytes < 1e5: obs[..., 29:113] = 0
+    if world.obs_dim == 113 and world.codec.code_bytes < 1e5: obs[..., 29:113] = 0
     valid = (torch.arange(T) < 350)[None, :, None].expand(2, T, 3)
-    code = world.pack(obs, action, reward, valid)
-    assert code.dtype == torch.uint8 and code.shape == (2, 3, world.code_bytes)
-    for x, y in zip(world.unpack(code[:, [2, 0]]), (obs, action, reward, valid)):
+    code = world.codec.pack(obs, action, reward, valid, None)
+    assert code.dtype == torch.uint8 and code.shape == (2, 3, world.codec.code_bytes)
+    back = world.codec.unpack(code[:, [2, 0]])
+    for x, y in zip((torch.cat([back.first[:, None], back.after], 1), *back[2:]), (obs, action, reward, valid)):
         assert torch.equal(x, y[:, :, [2, 0]])
 
 

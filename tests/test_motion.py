@@ -23,7 +23,7 @@ from ldm_nb.policy.policy import Agent
 from ldm_nb.core.errors import Unable
 from ldm_nb.training.rollout import rollout
 
-MADE = dict(dir=ant_direction(), goal=ant_goal(), vel=cheetah_velocity(), contacts=ant_goal(contacts=True))
+MADE = dict(dir=ant_direction(), goal=ant_goal(), vel=cheetah_velocity(), contacts=ant_goal(contact_forces=True))
 
 @pytest.fixture
 def gl():

@@ -11,6 +11,7 @@ from ldm_nb.core.seeds import flat, generators, take
 from ldm_nb.core.files import read_jsonl
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
+from ldm_nb.worlds.simulator import load
 from ldm_nb.lab.presets import METHODS, ROBOTS, method_of, override, preset, settings
 from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
 from ldm_nb.training.trainer import Diverged, Progress, train
@@ -76,7 +77,7 @@ def test_mixture_tasks_never_reach_the_buffer():
     true = torch.cat([x.piece.true_reward for x in seen], 1)[0, :, :cfg.normal].flatten()
     stored = int(p.state['opt']['carried']['tasks'][0, 0])
     assert 0 < stored <= 20
-    _, _, reward, valid = world.unpack(p.state['buffer'][:, :stored])
+    *_, reward, valid = world.codec.unpack(p.state['buffer'][:, :stored])
     assert torch.isin(reward[valid], true).all()
     assert sum(int(x.piece.done[..., :cfg.normal].sum()) for x in seen) == stored
 
@@ -135,7 +136,6 @@ def test_a_run_from_the_command_line(capsys, tmp_path):
 def test_refused_at_the_door(options, message, tmp_path, capsys, monkeypatch):
     "A model that cannot be loaded (status 1), and a setting that does nothing here (status 2): a line, and no folder"
     if len(options) == 1:
-        v = presets.view(cheetah_velocity())
-        monkeypatch.setattr(presets, 'view', lambda world: v._replace(body=dataclasses.replace(v.body, file='nowhere.xml')))
+        monkeypatch.setattr(presets, 'load', lambda body: load(dataclasses.replace(body, file='nowhere.xml')))
     with pytest.raises(SystemExit) as e: main(['train', 'cheetah-vel', '--method', *options, '--out', str(tmp_path/'run')])
     assert e.value.code == (1 if len(options) == 1 else 2) and message in capsys.readouterr().err and not (tmp_path/'run').exists()

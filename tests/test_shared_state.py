@@ -138,11 +138,11 @@ def test_closing_frees():
 def test_pools_are_few():
     "A world that is stepped with many numbers of workers keeps a few pools; closed, none, and goes on"
     world, task = cheetah_velocity(), torch.zeros(1, 12, 1)
-    pools = world.close.__self__
+    pools = world.simulator.close.__self__
     def go(n): return world.step(world.start(task[:, :n]), task[:, :n], torch.ones(1, n, 6))[0]
     want = [go(n) for n in range(1, 12)]
     assert len(pools.idle) == IDLE
-    world.close()
+    world.simulator.close()
     assert not pools.idle and torch.equal(go(11), want[-1]) and len(pools.idle) == 1
 
 
@@ -197,12 +197,12 @@ def test_copies(name, how):
         a, b = go(env), go(twin)
         assert same(a, b) and same(go(env)[:1], go(twin)[:1]) if isinstance(env, gym.Env) else same(a, b)
 
-@pytest.mark.parametrize('world', [*(make() for make in WORLDS.values()), ant_goal(contacts=True), one_episode(cheetah_velocity(horizon=7))],
+@pytest.mark.parametrize('world', [*(make() for make in WORLDS.values()), ant_goal(contact_forces=True), one_episode(cheetah_velocity(horizon=7))],
                          ids=[*WORLDS, 'contacts', 'once'])
 def test_worlds(world):
     "A world is made again in the process that loads it"
     again = COPIES['pickle'](world)
-    assert (again.obs_dim, again.steps, again.code_bytes, again.family.name) == (world.obs_dim, world.steps, world.code_bytes, world.family.name)
+    assert (again.obs_dim, again.steps, again.codec.code_bytes, again.family.name) == (world.obs_dim, world.steps, world.codec.code_bytes, world.family.name)
     for k, s in world.family.splits.items():
         t = again.family.splits[k]
         u = torch.rand(50, s.noise)
@@ -254,7 +254,7 @@ world, cfg, method = cheetah_velocity(horizon=25), replace(preset('cheetah-vel',
 gens = generators([0])
 train(method, cfg, world, gens, Progress([0], method.init(cfg, world, gens)), iterations=1, every=1)
 assert dict(os.environ) == before, "the environment was changed"
-print(world.bare(4, 1, 2) > 0)
+print(world.simulator.bare(4, 1, 2) > 0)
 env = WorldEnv('CheetahVel', render_mode='rgb_array')
 env.reset(seed=0)
 try: print(env.render().shape)

@@ -136,11 +136,11 @@ def test_mixture_workers_never_reach_the_buffer():
     m = ldm.METHOD._replace(collect=collect)
     p = train(m, cfg, WORLD, gens, Progress([0], m.init(cfg, WORLD, gens)), 3, 100)
     for i, traj in enumerate(seen):
-        codes = WORLD.pack(traj.obs[:, 1:], traj.task)
+        codes = WORLD.codec.pack(traj.obs, None, None, None, traj.task)
         assert torch.equal(p.state['buffer'][:, 14*i:14*i + 14], codes[:, :14])
         stored = set(map(tuple, p.state['buffer'][0, :42].tolist()))
         assert not stored & set(map(tuple, codes[0, 14:].tolist()))
-        assert torch.equal(WORLD.unpack(codes[:, :14])[2], traj.reward[:, :, :14])
+        assert torch.equal(WORLD.codec.unpack(codes[:, :14]).reward, traj.reward[:, :, :14])
         assert not torch.equal(traj.reward[:, :, 14:], traj.true_reward[:, :, 14:])
     assert not p.state['buffer'][0, 42:].any()
 
@@ -163,7 +163,7 @@ def test_imaginary_rewards_are_the_decoders(weights):
     mu['w'].zero_(); mu['b'].fill_(.7)  # every posterior has mean 0.7, and so has every mixture: weights sum to one
     known_decoder(state, weights)
     traj = ldm.collect(cfg, WORLD, state, ldm.draw_noise(cfg, WORLD, gens, 0))
-    want = WORLD.imagine(weights[0]*.7 + weights[1]*traj.obs[:, 1:, 14:, 0])
+    want = WORLD.rewards.imagine(weights[0]*.7 + weights[1]*traj.obs[:, 1:, 14:, 0])
     assert torch.allclose(traj.reward[:, :, 14:], want, atol=1e-5)
     assert torch.equal(traj.reward[:, :, :14], traj.true_reward[:, :, :14])
     h = torch.zeros(2, 16, 128)
