@@ -35,7 +35,7 @@ def theirs(body, state):
     env.set_state(p.qpos[0, 0].numpy(), p.qvel[0, 0].numpy())
     return env
 
-def agent(act): return Agent(lambda B: None, lambda h, obs, u: (act(obs), torch.zeros(obs.shape[:2])), lambda *_: None)
+def agent(act): return Agent(lambda B, noise=None: None, lambda h, obs, u: (act(obs), torch.zeros(obs.shape[:2])), lambda *_: None)
 
 def still(A): return agent(lambda obs: torch.zeros(*obs.shape[:2], A))
 

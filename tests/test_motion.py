@@ -36,7 +36,7 @@ def flail(world, strength=1.):
     def act(t, obs, u):
         a = torch.randn(world.action_dim, generator=torch.Generator().manual_seed(t))
         return (strength*a).expand(*obs.shape[:2], -1), u
-    return Agent(lambda B: 0, act, lambda t, *_: t + 1)
+    return Agent(lambda B, noise=None: 0, act, lambda t, *_: t + 1)
 
 def watched(world, K=3, S=1, strength=1.):
     tasks = world.family.splits['eval'].tasks[:K].expand(S, -1, -1)
@@ -78,7 +78,7 @@ def test_early_ends():
 def test_gridworld():
     "Worlds without reset noise are watched just so"
     world = gridworld()
-    up = Agent(lambda B: None, lambda h, obs, u: (torch.ones(u.shape).long(), u), lambda *_: None)
+    up = Agent(lambda B, noise=None: None, lambda h, obs, u: (torch.ones(u.shape).long(), u), lambda *_: None)
     x = watch(world, up, torch.tensor([[[0., 3.]]]), m.resets(world, [0], 1))
     assert [episode(x, k)[-1, :2].tolist() for k in range(4)] == [[0, 6]]*4
 

@@ -181,7 +181,7 @@ def test_scripted_tour_meets_three_test_goals():
         nonlocal t
         a = moves[h] if h < 22 else 0
         return torch.full(u.shape, a), torch.zeros(u.shape)
-    agent = Agent(lambda B: 0, act, lambda h, obs, a, r: (h + 1) % 30)
+    agent = Agent(lambda B, noise=None: 0, act, lambda h, obs, a, r: (h + 1) % 30)
     out = outcome(WORLD, evaluate(WORLD, agent, seeds=1))
     tasks = WORLD.family.splits['eval'].tasks
     for split, want in (('train', 18), ('test', 3)):
