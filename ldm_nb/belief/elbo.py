@@ -27,10 +27,10 @@ def elbo_naive(
     reward:Tensor, # [S,T,B]
 )->dict: # reconstruction, kl: [S] each
     "Both terms of the negative ELBO, as the formula reads: all pairs, no dropout"
-    mu, logvar, s, r = (x.transpose(1, 2) for x in (*posterior, obs, world.target(reward))) # [S,B,T+1 or T,...]
+    mu, logvar, s, r = (x.transpose(1, 2) for x in (*posterior, obs, world.rewards.target(reward))) # [S,B,T+1 or T,...]
     m = mu + torch.exp(.5*logvar)*eps
     all_kept = m.new_ones(1, 1, m.shape[2], s.shape[2], 1) # a mask that drops nothing
-    err = reconstruction_naive(p['decoder'], world.reward_kind, m, s, r, all_kept, 1.)
+    err = reconstruction_naive(p['decoder'], world.rewards.kind, m, s, r, all_kept, 1.)
     return dict(reconstruction=err/m.shape[1], kl=chained_kl(*posterior).mean(1))
 
 # %% ../../nbs/belief/230_elbo.ipynb #87c49fed
@@ -67,13 +67,13 @@ def elbo(
     P = chosen(noise['posteriors'], noise['eps'].shape[2], valid_m) # [S,B,P]; None: all
     I = chosen(noise['transitions'], cfg.transitions, valid) # [S,B,I]; None: all
     m = latents(posterior, noise['eps'], P) # [S,B,P,D]
-    x, y = at_steps(read_by(cfg, obs, action, before), I), at_steps(world.target(reward), I) # [S,B,I,...], [S,B,I]
+    x, y = at_steps(read_by(cfg, obs, action, before), I), at_steps(world.rewards.target(reward), I) # [S,B,I,...]
     scale = posterior[0].shape[1]*obs.shape[1]/(m.shape[2]*x.shape[2]*obs.shape[2]) # all pairs / (decoded pairs * B)
-    if cfg.decoder == 'multi-head': err = multi_head_reconstruction(p['decoder'], m, world.cells(x), y).sum(1)
+    if cfg.decoder == 'multi-head': err = multi_head_reconstruction(p['decoder'], m, world.map.cells(x), y).sum(1)
     else:
         x, y, count = with_counts(cfg, world, x, y, I, valid)
         weight, scale = shares(cfg, valid, valid_m, P, count, scale)
-        err = reconstruction(p['decoder'], world.reward_kind, m, x, y, count, noise['mask'], 1 - cfg.p_drop, weight)
+        err = reconstruction(p['decoder'], world.rewards.kind, m, x, y, count, noise['mask'], 1 - cfg.p_drop, weight)
     return dict(reconstruction=scale*err, kl=chained_kl(*posterior, valid_m).mean(1))
 
 # %% ../../nbs/belief/230_elbo.ipynb #96543af8
@@ -140,7 +140,7 @@ def vae_noise(
     "All noise of one update of the latent dynamics network"
     T = world.steps
     P, I = cfg.posteriors or T + 1, cfg.transitions or T
-    inputs = I if I < T else world.n_distinct or T
+    inputs = I if I < T else (world.map and world.map.n_distinct) or T
     def some(n, of): return None if n == of else draw(gens, 'uniform', batch, of)
     n = dict(pick=draw(gens, 'uniform', batch), eps=draw(gens, 'normal', batch, P, cfg.latent),
              posteriors=some(P, T + 1), mask=None, transitions=None)

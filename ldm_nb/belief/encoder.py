@@ -10,6 +10,7 @@ __all__ = ['EncoderSize', 'init_encoder', 'features', 'heads', 'joined', 'embedd
 from dataclasses import dataclass
 import torch
 from torch import Tensor
+from ..core.settings import size, within
 from ..core.layers import init_linear, init_gru, linear, gru_inputs, gru_cell
 from ..core.kernels import beside, gru
 
@@ -17,10 +18,11 @@ from ..core.kernels import beside, gru
 @dataclass(frozen=True)
 class EncoderSize:
     "Sizes shared by Encoder-p and Encoder-v"
-    state_embedding:int = 32 # units of the state's embedding; release: all configs
-    action_embedding:int = 0 # units of the action's embedding, 0 to leave it out; release: grid 0, MuJoCo 16
-    reward_embedding:int = 8 # units of the reward's embedding; release: grid 8, MuJoCo 16
-    gru_hidden:int = 128 # units of the GRU; release: all configs
+    state_embedding:int = size(32) # units of the state's embedding; release: all configs
+    action_embedding:int = within(0, 0, 4096) # units of the action's embedding, 0 to leave it out; release: grid 0,
+        # MuJoCo 16
+    reward_embedding:int = size(8) # units of the reward's embedding; release: grid 8, MuJoCo 16
+    gru_hidden:int = size(128) # units of the GRU; release: all configs
 
 def init_encoder(
     gens:list, # `S` generators of the stream 'init'

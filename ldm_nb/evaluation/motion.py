@@ -19,19 +19,17 @@ from torch import Tensor
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Annulus
 from PIL import Image
 from ..core.errors import BadInput, Unable
 from ..core.seeds import draw, generators
 from ..core.bits import one_thread
 from ..worlds.tasks import World, check_task
-from ..worlds.robot_tasks import DIRECTION, GOAL, VELOCITY, RADII
-from ..worlds.simulator import ANT, CHEETAH, DT, Body, engine, parts
-from ..worlds.trial import begin, step
+from ..worlds.simulator import DT, Body, engine, parts
 from ..worlds.film import WINDOW, backend, camera, shots
 from ..policy.policy import Agent
+from ..training.rollout import scan
 from ..core.files import write_file
-from .pictures import draw_map
+from .pictures import cells_of, draw_map, spots
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a00007
 class Motion(NamedTuple):
@@ -51,17 +49,13 @@ def watch(
     agent:Agent, # greedy: the noise of its actions is zero
     task:Tensor, # [S,B,D]
     reset:Tensor=None, # [S,T+1,B,U] uniform noise of the resets; None: starts without noise
+    noise:dict=None, # start, episode of `agent_noise`, where the agent needs them
 )->Motion:
     "`T` steps of every worker from the beginning of its task, states included"
-    B, kept, u = task.shape[1], [], torch.zeros(*task.shape[:2], dtype=torch.float32, device=task.device)
-    trial, obs = begin(world, task, None if reset is None else reset[:, 0])
-    h = agent.start(B)
-    for t in range(world.steps):
-        action, _ = agent.act(h, obs, u)
-        before, episode = trial.state, trial.episode
-        trial, seen = step(world, trial, action, None if reset is None else reset[:, t+1])
-        h, obs = agent.observe(h, seen.obs, action, seen.reward), seen.obs
-        kept.append((before, seen.state, action, seen.reward, episode, seen.end))
+    (S, B, _), T, kept = task.shape, world.steps, []
+    u = torch.zeros(S, T, B, dtype=torch.float32, device=task.device)
+    for s in scan(world, agent, task, u, reset, noise=noise):
+        kept.append((s.trial.state, s.seen.state, s.action, s.seen.reward, s.trial.episode, s.seen.end))
     return Motion(*(torch.stack(x, 1) for x in zip(*kept)), task)
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a00055
@@ -143,13 +137,13 @@ def draw_speeds(
     s:int=0, # which seed
 )->Figure:
     "Forward velocity over time, first and last episode"
-    tasks, N = motion.task[s].cpu(), world.episodes
+    tasks, N, body = motion.task[s].cpu(), world.episodes, world.simulator.body
     fig = Figure(figsize=(9.6, 2.2*(len(tasks)//4 + 1) + .4), dpi=80, layout='constrained')
     axes = fig.subplots(len(tasks)//4 + 1, 4, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[len(tasks):]: ax.set_axis_off()
     kind_of, t = kinds(world, tasks), DT*torch.arange(1, world.horizon + 1, dtype=torch.float32, device='cpu')
     for i, (ax, b) in enumerate(zip(axes.flat, tasks[:, 0].argsort().tolist())):
-        first, last = (velocity(CHEETAH, episode(motion, k, b, s)).cpu() for k in (0, N - 1))
+        first, last = (velocity(body, episode(motion, k, b, s)).cpu() for k in (0, N - 1))
         ax.plot(t[:len(last)], last, color=COLOURS[kind_of[b]], lw=.6, alpha=.4)
         ax.plot(t[:len(first)], smooth(first), color='dimgrey', lw=1)
         ax.plot(t[:len(last)], smooth(last), color=COLOURS[kind_of[b]], lw=2.2)
@@ -168,18 +162,20 @@ def draw_speeds(
 # %% ../../nbs/evaluation/620_motion.ipynb #64a0001b
 def show_goals(
     ax, # matplotlib axes
+    world:World, # for where goals may lie
     tasks:Tensor, # [K,2] goals
     colours:list, # of each
     kind:str, # 'train' or 'test'
     size:float, # m, half the side of the picture
 ):
     "A cross at each goal, and where goals of this kind may lie"
-    for low, high in RADII[kind]:
-        ax.add_patch(Annulus((0, 0), high, high - low - 1e-9, alpha=.15, color=COLOURS[kind], lw=0))
+    x = torch.linspace(-size, size, 400, dtype=torch.float32, device='cpu')
+    may = world.family.splits[kind].contains(torch.stack(torch.meshgrid(x, x, indexing='xy'), -1)).float()
+    if may.any(): ax.contourf(x, x, may, levels=[.5, 1.5], colors=[COLOURS[kind]], alpha=.15)
     for (x, y), c in zip(tasks.tolist(), colours): ax.plot(x, y, 'x', color=c, ms=11, mew=3, zorder=4)
 
 # %% ../../nbs/evaluation/620_motion.ipynb #a6200008
-def show_directions(ax, tasks:Tensor, colours:list, # matplotlib axes; [K,1] angles; colour of each
+def show_directions(ax, world:World, tasks:Tensor, colours:list, # axes; not used; [K,1] angles; colour of each
     kind:str, size:float, # 'train' or 'test', not used; m, half the side of the picture
 ):
     "An arrow from the start along each direction"
@@ -197,16 +193,16 @@ def draw_paths(
     s:int=0, # which seed
 )->Figure:
     "Where the torso went, first and last episode"
-    tasks, N = motion.task[s].cpu(), world.episodes
+    tasks, N, body = motion.task[s].cpu(), world.episodes, world.simulator.body
     which = {k: [b for b, kind in enumerate(kinds(world, tasks)) if kind == k] for k in COLOURS}
-    def path(k, b): return parts(ANT, episode(motion, k, b, s)).torso[:, :2].cpu()
+    def path(k, b): return parts(body, episode(motion, k, b, s)).torso[:, :2].cpu()
     paths = {(k, b): path(k, b) for b in range(len(tasks)) for k in (0, N - 1)}
     size = max(least, 1.08*max(p.abs().max().item() for p in paths.values()))
     fig = Figure(figsize=(9.6, 5.6), dpi=80, layout='constrained')
     axes = fig.subplots(1, 2, sharex=True, sharey=True)
     for ax, (kind, mine) in zip(axes, which.items()):
         colours = [f'C{i}' for i in range(len(mine))]
-        show(ax, tasks[mine], colours, kind, size)
+        show(ax, world, tasks[mine], colours, kind, size)
         for b, c in zip(mine, colours):
             ax.plot(*paths[0, b].T, color=c, lw=.9, ls=(0, (4, 2)))
             ax.plot(*paths[N - 1, b].T, color=c, lw=2.2)
@@ -229,30 +225,32 @@ class View(NamedTuple):
     body:Body # who moves
     figure:Callable # world, motion, title, s -> Figure
 
-VIEWS = { # name of a family -> its View
-    DIRECTION.name: View(ANT, partial(draw_paths, show_directions, 1.)),
-    GOAL.name: View(ANT, partial(draw_paths, show_goals, 3.1)),
-    VELOCITY.name: View(CHEETAH, draw_speeds)}
+VIEWS = { # what a task is -> what draws the motion
+    'direction': partial(draw_paths, show_directions, 1.), 'goal': partial(draw_paths, show_goals, 3.1),
+    'velocity': draw_speeds}
 
 def view(
     world:World, # any
 )->View: # or None
-    "How a world's motion is drawn; None where it is no world of robots"
-    return VIEWS.get(world.family.name)
+    "How a world's motion is drawn; None where it has no body, or where nothing is known of its tasks"
+    s = world.simulator
+    return View(s.body, VIEWS[s.shown]) if s and s.body and s.shown in VIEWS else None
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a00042
 def map_shots(
-    world:World, # one that has places
-    task:Tensor, # [2] its goal
-    states:Tensor, # [L+1,...] of an episode; x and y first
+    world:World, # one that has a map
+    task:Tensor, # [D]; marked where it is one of the cells
+    states:Tensor, # [L+1,...] of an episode
     note:str='', # first line above the map
 ): # iterator of [height,width,3] uint8
     "The map after each step"
-    path = states[:, :2].float().cpu()
+    obs, at = world.observe(states[None])[0], cells_of(world, task)
+    path = spots(world, torch.cat([obs, torch.zeros_like(obs[:, :1])], -1)).cpu()
+    cross = None if at is None else world.map.places[at, :2].tolist()
     for t in range(len(path)):
         fig = Figure(figsize=(3.6, 3.9), dpi=100, layout='constrained')
         canvas = FigureCanvasAgg(fig)
-        draw_map(fig.subplots(), world, None, path[:t + 1], task.tolist(), f'{note}\nstep {t}'.strip())
+        draw_map(fig.subplots(), world, None, path[:t + 1], cross, f'{note}\nstep {t}'.strip())
         canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -309,14 +307,15 @@ def ready(
     file, # where to
 )->Callable: # images, pictures a second, file -> None
     "Who writes the film; raises `Unable` or `BadInput` if it cannot be made, before a minute's work"
-    if not camera(world) and world.places is None: raise BadInput(f'there is no picture of {world.family.name}')
+    if not (camera(world) or world.map):
+        raise BadInput(f'there is no picture of {world.family.name}: it has neither a map nor a body')
     write = WRITERS[check_file(file).suffix.lower()]
     if camera(world): engine(); backend()
     if write is write_mp4: ffmpeg()
     return write
 
 def film(
-    world:World, # with a `Camera`, or with places
+    world:World, # with a `Camera`, or with a map
     task:Tensor, # [D]
     states:Tensor, # [L+1,n] of an episode
     file, # where to: a .gif or .mp4

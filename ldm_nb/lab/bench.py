@@ -11,10 +11,10 @@ import resource, time
 from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from ..core.seeds import generators
+from ..core.seeds import flat, generators
 from ..core.devices import compiling
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, frames_of, in_turn, iterate
+from ..training.trainer import Method, Progress, frames_of, in_turn, iterate, Stage
 from .crew import Crew, shares
 from .graphs import Recorded
 from .jobs import helpers
@@ -38,13 +38,16 @@ def timed(
         return run
     def told(f):
         def run(*args):
-            state, metrics = f(*args)
-            S, mine = len(next(iter(metrics.values()))), spent | dict(memory=memory())
+            state, _ = f(*args)
+            S, mine = len(next(iter(flat(state['params']).values()))), spent | dict(memory=memory())
             spent.clear() # each time is told once
             return state, {k: torch.full((S,), v, dtype=torch.float32, device='cpu') for k, v in mine.items()}
         return run
-    stages = {k: told(clock(k, f)) for k, f in (method.stages or dict(update=method.update)).items()}
-    if duet := method.duet: duet = clock('rollout', duet[0]), clock('dream', duet[1]), duet[2]
+    stages = method.stages or dict(update=Stage(method.update, ()))
+    stages = {k: s._replace(run=told(clock(k, s.run))) for k, s in stages.items()}
+    def duet(cfg):
+        halves = method.duet and method.duet(cfg)
+        return halves and (clock('rollout', halves[0]), clock('imagine', halves[1]))
     draw, collect = clock('noise', method.draw), clock('rollout', method.collect)
     return method._replace(draw=draw, collect=collect, update=in_turn(stages), stages=stages, duet=duet)
 
@@ -111,7 +114,7 @@ def step_share(
         for a in acts: state = world.step(state, task, a)[0]
         return steps*n/(time.perf_counter() - begun)
     threads = torch.get_num_threads()
-    def share(): return max(once() for _ in range(3))/world.bare(n, threads, steps) # of both the best of three
+    def share(): return max(once() for _ in range(3))/world.simulator.bare(n, threads, steps) # both: best of three
     return median(share() for _ in range(rounds))
 
 # %% ../../nbs/lab/876_bench.ipynb #91be0010
@@ -128,9 +131,10 @@ def bench(
     gens, frames = generators(seeds, device), frames_of(cfg, world)
     p = Progress(list(seeds), method.init(cfg, world, gens))
     def rates(): return matmul_rate(device, processes, 10 if device == 'cpu' else 1000)
-    def physics(): return world.bare(len(seeds)*cfg.workers, processes) if world.bare else 0.
+    bare = world.simulator and world.simulator.bare
+    def physics(): return bare(len(seeds)*cfg.workers, processes) if bare else 0.
     before, alone = rates(), physics()
-    share = step_share(world, len(seeds)*cfg.workers//processes) if world.bare else None
+    share = step_share(world, len(seeds)*cfg.workers//processes) if bare else None
     rows, walls = watched(method, cfg, world, gens, p, device, processes, warm + iterations, faster)
     rate, alone = (before + rates())/2, (alone + physics())/2
     looks = evaluation_time(world, method.agent(cfg, p.state, True), gens, device)*frames/interval(world)

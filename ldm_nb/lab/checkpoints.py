@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sealed', 'unseal', 'header', 'lines', 'measured', 'timings', 'seal_of', 'disorder', 'at', 'checkpoints', 'thin',
-           'seed_file', 'save_checkpoint', 'mend', 'go_on_with_noise', 'read_seed', 'load_checkpoint', 'save_weights',
-           'load_weights']
+           'seed_file', 'save_checkpoint', 'mend', 'go_on_with_noise', 'read_seed', 'todays', 'load_checkpoint',
+           'save_weights', 'load_weights']
 
 # %% ../../nbs/lab/820_checkpoints.ipynb #2d9657be
 import json, os, re, shutil
@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from ..core.seeds import flat, generators, nest, noise_state, set_noise_state, take, tree_map
 from ..core.errors import Damaged, RunError
 from ..core.files import a_number, drop, flush, read_jsonl, write_file
-from ..training.trainer import Progress
+from ..training.trainer import Progress, renewable
 from .terminal import command
 from .config import FORMAT, check_format, digest
 
@@ -168,7 +168,7 @@ def seed_file(
     told:str=None, # of `digest`
 )->bytes:
     "All that one seed needs to go on"
-    learnt, buffer = {k: take(progress.state[k], i) for k in ('params', 'opt')}, progress.state.get('buffer')
+    learnt, buffer = {k: take(v, i) for k, v in renewable(progress.state).items()}, progress.state.get('buffer')
     one = flat(learnt | dict(noise=take(noise, i), sums=take(progress.sums, i)))
     if buffer is not None: one['buffer'] = buffer[i:i+1, :held]
     seed = progress.seeds[i]
@@ -237,6 +237,18 @@ def read_seed(
     except RunError: raise
     except Exception as e: raise Damaged(f'{path} is damaged: {type(e).__name__}: {str(e)[:80]}') from None
 
+# %% ../../nbs/lab/820_checkpoints.ipynb #5ea1ed30
+def todays(
+    t:dict, # tree of a file, of this version or an earlier one
+)->dict: # params, opt, stats, workers
+    "A state under today's names"
+    params, opt, stats = dict(t['params']), dict(t.get('opt', {})), dict(t.get('stats', {}))
+    for k, place in (('seen', params), ('reward', opt)):
+        if k in place: stats[k] = place.pop(k)
+    workers = dict(t.get('workers', opt.pop('carried', {})))
+    if 'tasks' in workers: stats['tasks'] = workers.pop('tasks')
+    return dict(params=params, opt=opt, stats=stats, workers=workers)
+
 # %% ../../nbs/lab/820_checkpoints.ipynb #5ea1ed09
 def load_checkpoint(
     path, # a `checkpoint-<iteration>` folder
@@ -261,7 +273,7 @@ def load_checkpoint(
         if len(now := {(m['iteration'], m['count']) for m in meta}) > 1:
             raise ValueError('its seeds are of different iterations')
         t = nest({k: torch.cat([r[k] for r in tensors]) for k in tensors[0]})
-        state = tree_map(lambda x: x.to(device), dict(params=t['params'], opt=t.get('opt', {})))
+        state = tree_map(lambda x: x.to(device), todays(t))
         if buffer is not None:
             buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
             state['buffer'] = buffer

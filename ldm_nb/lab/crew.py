@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..core.seeds import tree_map, noise_state, set_noise_state
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, iterate
+from ..training.trainer import Method, Progress, iterate, renewable
 
 # %% ../../nbs/lab/835_crew.ipynb #3c9a5307
 def keep_memory()->bool: # was the allocator one that listens?
@@ -122,18 +122,16 @@ def heard(
 # %% ../../nbs/lab/835_crew.ipynb #3c9a530f
 def member(
     method:Method, cfg, world:World, gens:dict, progress:Progress, # as `train`'s, for its seeds
-    home:dict, # shared params, opt and noise of its seeds
+    home:dict, # shared: of `renewable`, and noise, of its seeds
 ): # word -> answer
     "What a process of the crew knows"
-    own = {k: tree_map(torch.clone, progress.state[k]) for k in ('params', 'opt')} # `home` is written to
-    progress.state = progress.state | own
+    progress.state = progress.state | tree_map(torch.clone, renewable(progress.state)) # `home` is written to
     def answer(word):
         if word == 'step':
             metrics = iterate(method, cfg, world, gens, progress)
             progress.iteration += 1
             return {k: v.tolist() for k, v in metrics.items()}, progress.frozen
-        now = dict(params=progress.state['params'], opt=progress.state['opt'], noise=noise_state(gens))
-        tree_map(lambda h, x: h.copy_(x), home, now)
+        tree_map(lambda h, x: h.copy_(x), home, renewable(progress.state) | dict(noise=noise_state(gens)))
     return answer
 
 # %% ../../nbs/lab/835_crew.ipynb #3c9a5321
@@ -143,7 +141,7 @@ class Crew:
         self.gens, self.lines, self.members = gens, [], []
         progress.state = tree_map(shared, progress.state)
         self.noise = tree_map(shared, {k: v for k, v in noise_state(gens).items() if k != 'eval'})
-        home = {k: progress.state[k] for k in ('params', 'opt')} | dict(noise=self.noise)
+        home = renewable(progress.state) | dict(noise=self.noise)
         for part in shares(len(progress.seeds), processes):
             def cut(tree): return tree_map(lambda x: x[part], tree)
             mine = Progress(progress.seeds[part], cut(progress.state), progress.iteration,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..core.seeds import lift, tree_map
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, iterate, mark
+from ..training.trainer import Method, Progress, iterate, mark, renewable
 from .crew import Gone, heard, may_fork, start, tell
 
 # %% ../../nbs/lab/840_graphs.ipynb #54ca0007
@@ -98,7 +98,7 @@ class Recorded:
         "Static copies of all that changes, and the iteration that changes them"
         method, cfg, world, _ = self.parts
         self.noise, self.shapes = like(noise), [x.shape for x in leaves(noise)]
-        self.state = {k: tree_map(torch.clone, progress.state[k]) for k in ('params', 'opt')}
+        self.state = tree_map(torch.clone, renewable(progress.state))
         device = leaves(noise)[0].device
         self.sound = torch.tensor([s not in progress.frozen for s in progress.seeds], device=device)
         progress.state = rest = progress.state | self.state

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from ..core.seeds import flat, generators
 from ..core.devices import compiling
 from ..core.files import append_jsonl
-from ..belief.buffer import stored
+from ..belief.buffer import capacity, stored
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, Diverged, cause, frames_of, train
+from ..training.trainer import Method, Progress, Diverged, cause, frames_of, train, weights_of, with_weights
 from .crew import STOPS, Crew, may_fork
 from .graphs import Recorded
 from .duet import Duet
@@ -30,7 +30,7 @@ from .checkpoints import (
     save_checkpoint, load_checkpoint, mend, checkpoints, thin, save_weights, load_weights, measured, timings)
 from .runs import trim_metrics, curves
 from ..evaluation.evaluate import evaluate, outcome, summary, table, draw_curves
-from ..evaluation.pictures import draw_dreams, draw_path, imagined_maps, place_beliefs
+from ..evaluation.pictures import cells_of, draw_dreams, draw_path, imagined_maps, place_beliefs
 from ..evaluation.motion import view, watch, resets
 
 # %% ../../nbs/lab/850_jobs.ipynb #d35c797a
@@ -138,10 +138,13 @@ def finished(
     job:Job, # at its beginning, on the CPU
 )->Job:
     "The job with its trained weights, of its budget or of a smaller one before; raises `RunError` where it has none"
-    params, frames = load_weights(job.folder, job.info['seeds'], job.info['frames'])
-    shapes = [{k: v.shape for k, v in flat(x).items()} for x in (params, job.progress.state['params'])]
+    weights, frames = load_weights(job.folder, job.info['seeds'], job.info['frames'])
+    shapes = [{k: v.shape for k, v in flat(x).items()} for x in (weights, weights_of(job.progress.state))]
     if shapes[0] != shapes[1]: raise Damaged(f'{job.folder}/weights.safetensors is of other settings')
-    job.progress.state['params'], job.progress.iteration = params, frames//job.chunk
+    new = with_weights(weights)
+    stats = job.progress.state['stats'] | new['stats']
+    job.progress.state = job.progress.state | dict(params=new['params'], stats=stats)
+    job.progress.iteration = frames//job.chunk
     return job
 
 def prospects(
@@ -301,7 +304,7 @@ def most(
     seeds:int, # S
 )->int: # processes
     "How many processes a stack could keep busy"
-    return seeds if seeds > 1 else 1 + bool(method.duet and getattr(cfg, 'normal', cfg.workers) < cfg.workers)
+    return seeds if seeds > 1 else 1 + bool(method.duet and method.duet(cfg))
 
 def processes(
     job:Job, # of which `info` has `device` and `threads`
@@ -409,16 +412,16 @@ def in_buffer(
 )->int: # tasks a seed
     "Tasks that the buffer of a job holds"
     if 'buffer' not in job.progress.state: return 0
-    tasks = job.progress.state['opt'].get('carried', {}).get('tasks')
-    if tasks is None: return stored(job.cfg, job.progress.iteration)
-    return min(job.cfg.vae.buffer_size, int(tasks[:, 0].max()))
+    tasks = job.progress.state['stats'].get('tasks')
+    if tasks is None: return stored(job.cfg, job.world, job.progress.iteration)
+    return min(capacity(job.world, job.cfg.vae.buffer_size), int(tasks[:, 0].max()))
 
 # %% ../../nbs/lab/850_jobs.ipynb #268f74ec
 def finish(
     job:Job, # trained to its budget
 )->int: # exit status 0
     "Write weights, table and pictures, and show the table"
-    save_weights(job.folder, job.progress.state['params'], job.progress.seeds, job.frames)
+    save_weights(job.folder, weights_of(job.progress.state), job.progress.seeds, job.frames)
     sound = [i for i, seed in enumerate(job.progress.seeds) if seed not in job.progress.frozen]
     text = table(job.world, {k: v[sound] for k, v in look(job).items()}, job.info['method'])
     write_file(job.folder/'table.md', lambda p: p.write_text(text + '\n', encoding='utf-8'))
@@ -434,32 +437,34 @@ def pictures(
 )->list: # the PNG files
     "Draw a finished job's pictures into its folder"
     name, splits = f"{job.info['world']}, {job.info['method']}", job.world.family.splits
-    best = job.world.ceiling and {k: job.world.ceiling(splits[k].tasks).mean().item() for k in ('train', 'test')}
+    top = job.world.goal.ceiling
+    best = top and {k: top(splits[k].tasks).mean().item() for k in ('train', 'test')}
     seen = measured(job.folder) # nothing, where the file was lost
     figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder, False)}, best, name)} if seen else {}
-    if job.world.places is not None: figs |= map_pictures(job, name)
+    if job.world.map: figs |= map_pictures(job, name)
     if view(job.world): figs |= motion_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))
     return [job.folder/file for file in figs]
 
 # %% ../../nbs/lab/850_jobs.ipynb #192d418b
 def map_pictures(
-    job:Job, # finished, in a world with places
+    job:Job, # finished, in a world with a map
     name:str, # of world and method, for the titles
 )->dict: # file name -> Figure
     "A test task, and imagined tasks where the method imagines; both of the stack's first seed"
     world, state, seed = job.world, job.progress.state, job.progress.seeds[0]
     gens = generators([2**31 - 1 - s for s in job.progress.seeds], job.info['device']) # noise that no training has seen
     traj = evaluate(world, job.method.agent(job.cfg, state, True), job.gens['eval'], 'test')
-    found = outcome(world, traj)['reached'][0, :, -1].nonzero().flatten().tolist()
-    k = found[len(found)//2] if found else len(traj.task[0])//2
+    reached = outcome(world, traj).get('reached')
+    found = [] if reached is None else reached[0, :, -1].nonzero().flatten().tolist()
+    k = found[len(found)//2] if found else traj.reward.shape[2]//2
     maps = None
     if job.method.network:
         maps = place_beliefs(world, *job.method.network(job.cfg, state), traj, gens['eval'])[0, k].cpu()
-    fate = 'a test goal it reaches' if found else 'it reaches no test goal'
-    title = f'{name}, seed {seed}: {fate}'
-    figs = {'path.png': draw_path(world, traj.obs[0, :, k].cpu(), traj.task[0, k].cpu(), maps, title)}
-    if job.method.mixtures:
+    fate = ': a test goal it reaches' if found else '' if reached is None else ': it reaches no test goal'
+    title = f'{name}, seed {seed}{fate}'
+    figs = {'path.png': draw_path(world, traj.obs[0, :, k].cpu(), traj.task[0, 0, k].cpu(), maps, title)}
+    if job.method.mixtures and cells_of(world, traj.task[:, 0]) is not None:
         goals, weights, maps = (x[0].cpu() for x in imagined_maps(job.method, job.cfg, world, state, gens))
         figs['imagined.png'] = draw_dreams(world, goals, weights, maps, f'{name}, seed {seed}: imagined tasks')
     return figs

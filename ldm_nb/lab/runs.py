@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from ..core.errors import Damaged, RunError
 from ..core.files import a_number, append_jsonl, write_file
-from ..evaluation.records import check_name, read_records
+from ..evaluation.records import check_name, read_records, record_name
 from .terminal import command
 from .origin import commit, machine, versions
 from .lock import locked
@@ -148,20 +148,20 @@ def record(
     folders:list, # run folders of one world and method
     data, # the folder of records, e.g. 'data/runs'
     variant:str=None, # a name for settings other than the preset's
-    defaults=lambda world, method: {}, # usual settings, as JSON has them; an older record may lack the younger
+    complete=lambda world, method, stored: stored, # stored settings -> all of today; an older record may lack some
     mixed:bool=False, # as in `belong_together`
 )->tuple: # the file; the seeds that are new in it, or longer
     "Merge the curves of finished runs into their file, of two of a seed the longer; raises as `belong_together` does"
     if variant: check_name(variant)
     rows = [dict(r, variant=variant or r['variant']) for f in folders for r in curves(f)]
-    names = {'-'.join(x for x in (r['world'], r['method'], r['variant']) if x) for r in rows}
+    names = {record_name(r['world'], r['method'], r['variant']) for r in rows}
     if len(names) != 1: raise RunError(f'one record is of one world, method and variant, these are {sorted(names)}')
     path = Path(data)/f'{names.pop()}.jsonl.gz'
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise RunError(f'cannot write to {data}: {e.strerror}; choose another --data') from None
     with locked(path.parent, '.lock', wait=True, keep=False):
         old = read_records(path) if path.exists() else []
-        belong_together(path, old, rows, defaults, mixed)
+        belong_together(path, old, rows, complete, mixed)
         best = {r['seed']: r for r in old}
         for r in rows:
             if r['seed'] not in best or r['frames'][-1] >= best[r['seed']]['frames'][-1]: best[r['seed']] = r
@@ -175,11 +175,11 @@ def record(
 def belong_together(
     path, # of the record, for the message
     old:list, new:list, # records that are there; records of finished runs
-    defaults, # as in `record`
+    complete, # as in `record`
     mixed:bool, # may seeds of several budgets stand side by side?
 )->None:
     "Raises `RunError` where a new record is of another preset, other settings or another budget than the others"
-    def settings(r): return defaults(r['world'], r['method']) | (r['config'] or {})
+    def settings(r): return complete(r['world'], r['method'], r['config'] or {})
     name, first = 'name yours with --variant', (old or new)[0]
     for r in new:
         if r['per_task'] is None and not r['frozen']:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'COLOURS', 'WORLDS', 'spaces', 'asked', 'array', 'said', 'checked', 'fresh', 'advance', 'one_episode',
-           'drawing', 'picture', 'Pictures', 'seeded', 'Batch', 'finals', 'fitting', 'WorldVectorEnv', 'WorldEnv',
-           'register']
+           'drawing', 'picture', 'Pictures', 'named', 'seeded', 'Batch', 'finals', 'fitting', 'WorldVectorEnv',
+           'WorldEnv', 'register']
 
 # %% ../../nbs/worlds/180_envs.ipynb #80f4e715
 import copy, os
@@ -24,11 +24,10 @@ from ..core.errors import BadInput, known
 from ..core.seeds import choose
 from ..core.remade import remade
 from .tasks import World, check_task
-from .gridworld import EXTRAPOLATION, gridworld
 from .simulator import DT, parts
-from .robots import ant_direction, ant_goal, cheetah_velocity
 from .trial import Trial, begin, step
 from .film import Renderer, camera, shot
+from . import registry
 
 # %% ../../nbs/worlds/180_envs.ipynb #d8ab4f93
 def spaces(
@@ -37,7 +36,7 @@ def spaces(
 )->tuple: # observation space, action space of one environment
     "What one environment shows and takes"
     inf = torch.full((world.obs_dim + 1,), torch.inf, dtype=torch.float32, device='cpu')
-    low, high = (-inf, inf) if world.places is None else (world.places.amin(0), world.places.amax(0))
+    low, high = (world.map.places.amin(0), world.map.places.amax(0)) if world.map else (-inf, inf)
     low[-1], high[-1], O = 0, 1, world.obs_dim + trial
     obs = Box(low[:O].numpy(), high[:O].numpy(), dtype=np.float32)
     return obs, Discrete(world.n_actions) if world.n_actions else Box(-1, 1, (world.action_dim,), np.float32)
@@ -150,20 +149,22 @@ def one_episode(world:World)->World:
 
 # %% ../../nbs/worlds/180_envs.ipynb #98933492
 def drawing(
-    world:World, # one with cells in a plane, whose task is the cell of the goal
+    world:World, # one with cells in a plane
     obs:Tensor, # [O+1]
-    task:Tensor, # [D]
+    task:Tensor, # [D]; drawn where it is one of the cells
 )->list: # lines of text, the highest y first
     "Agent and goal among the cells"
-    places = world.places[:, :2].long()
-    grid = np.full((places.amax(0) + 1).tolist(), '.') # [X,Y]
-    grid[tuple(task.long())] = 'G'
-    here = tuple(places[world.cells(obs)])
+    plane, D = world.map.plane, len(task)
+    grid = np.full((plane.amax(0) + 1).tolist(), '#') # [X,Y]
+    grid[tuple(plane.T)] = '.'
+    goal = (world.map.places[:, :D] == task).all(1).nonzero().flatten()
+    if len(goal) == 1: grid[tuple(plane[goal[0]])] = 'G'
+    here = tuple(plane[world.map.cells(obs)])
     grid[here] = 'A' if grid[here] == '.' else '@'
     return [' '.join(row) for row in grid.T[::-1]]
 
 # %% ../../nbs/worlds/180_envs.ipynb #d83e39fc
-COLOURS = {'.': (236, 236, 236), 'G': (255, 165, 0), 'A': (31, 119, 180), '@': (44, 160, 44)}
+COLOURS = {'.': (236, 236, 236), '#': (70, 70, 70), 'G': (255, 165, 0), 'A': (31, 119, 180), '@': (44, 160, 44)}
 
 def picture(
     lines:list, # of a drawing
@@ -212,12 +213,15 @@ class Pictures:
         self.renderer = None
 
 # %% ../../nbs/worlds/180_envs.ipynb #23211a7c
-WORLDS = dict( # name in an id -> makes the world
-    Gridworld=gridworld,
-    GridworldExtrapolation=lambda: gridworld(EXTRAPOLATION),
-    AntDir=ant_direction,
-    AntGoal=ant_goal,
-    CheetahVel=cheetah_velocity)
+WORLDS = { # name in an id -> makes the world
+    ''.join(word.capitalize() for word in name.split('-')): make for name, make in registry.WORLDS.items()}
+
+def named(
+    world:str, # a name in an id, or in the registry, or module:name
+)->World:
+    "A world by its name; raises `BadInput` for an unknown one"
+    if world in [*registry.WORLDS] or ':' in str(world): return registry.make_world(world)
+    return WORLDS[known(world, WORLDS, 'world')]()
 
 # %% ../../nbs/worlds/180_envs.ipynb #23211a7d
 def seeded(
@@ -234,7 +238,7 @@ def seeded(
 class Batch:
     "`n` tasks of a world under way: what the two environments below share"
     def __init__(self, world, n, trial, split, render_mode, limit=None): # as below; limit: at most so many steps
-        if not isinstance(world, World): world = WORLDS[known(world, WORLDS, 'world')]()
+        if not isinstance(world, World): world = named(world)
         if limit is None: limit = world.steps
         for k, v in dict(num_envs=n, max_episode_steps=limit).items():
             if not isinstance(v, Integral) or isinstance(v, bool) or v < 1:
@@ -274,7 +278,7 @@ class Batch:
 
     def close(self): # what is needed again is made again
         self.pictures.close()
-        if self.world.close: self.world.close()
+        if (s := self.world.simulator) and s.close: s.close()
 
 # %% ../../nbs/worlds/180_envs.ipynb #5a56bf01
 def finals(
@@ -309,7 +313,7 @@ class WorldVectorEnv(VectorEnv):
 
     def __init__(
         self,
-        world, # a `World`, or its name in `WORLDS`
+        world, # a `World`, or its name as `named` takes it
         num_envs:int=1, # `n`
         trial:bool=True, # the `N` episodes of a task, or one episode
         split:str='train', # where tasks are drawn from
@@ -359,7 +363,7 @@ class WorldEnv(gym.Env):
 
     def __init__(
         self,
-        world, # a `World`, or its name in `WORLDS`
+        world, # a `World`, or its name as `named` takes it
         trial:bool=True, # the `N` episodes of a task, or one episode
         split:str='train', # where tasks are drawn from
         render_mode:str=None, # 'ansi' or 'rgb_array'; of robots 'rgb_array'

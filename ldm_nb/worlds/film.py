@@ -16,8 +16,7 @@ import numpy as np
 from torch import Tensor
 from ..core.errors import Unable
 from .tasks import World
-from .robot_tasks import DIRECTION, GOAL, VELOCITY
-from .simulator import ANT, CHEETAH, DT, Body, engine, load, parts
+from .simulator import DT, Body, engine, load, parts
 
 # %% ../../nbs/worlds/170_film.ipynb #64a00024
 GL = 'egl', 'osmesa', 'cgl', 'glfw' # modules of MuJoCo; the first two need no screen, the third is macOS's
@@ -119,16 +118,16 @@ class Camera(NamedTuple):
     elevation:float # degrees; negative: from above
     height:float # m above the ground of what it looks at
 
-CAMERAS = { # name of a family -> its Camera
-    DIRECTION.name: Camera(ANT, mark_direction, 6.5, -42, .3),
-    GOAL.name: Camera(ANT, mark_goal, 6.5, -42, .3),
-    VELOCITY.name: Camera(CHEETAH, mark_velocity, 4., -10, .85)}
+CAMERAS = { # what a task is -> the fields of its Camera that follow `body`
+    'direction': (mark_direction, 6.5, -42, .3), 'goal': (mark_goal, 6.5, -42, .3),
+    'velocity': (mark_velocity, 4., -10, .85)}
 
 def camera(
     world:World, # any
 )->Camera: # or None
-    "How a world is filmed; None where it is no world of robots"
-    return CAMERAS.get(world.family.name)
+    "How a world is filmed; None where it has no body, or where nothing is known of its tasks"
+    s = world.simulator
+    return Camera(s.body, *CAMERAS[s.shown]) if s and s.body and s.shown in CAMERAS else None
 
 # %% ../../nbs/worlds/170_film.ipynb #64a00034
 SIZE = 480, 360 # pixels

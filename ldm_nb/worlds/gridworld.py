@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 from ..core.bits import each
 from ..core.devices import on
 from ..core.remade import remade
-from .tasks import Family, World, finite
+from .tasks import Discrete, Family, Goal, Map, Rewards, World, finite
 from .codecs import walks
 
 # %% ../../nbs/worlds/120_gridworld.ipynb #bcc1eade
@@ -134,14 +134,13 @@ def gridworld(
 
     ```python
     >>> world = gridworld()
-    >>> world.steps, world.n_cells, world.code_bytes
+    >>> world.steps, world.n_cells, world.codec.code_bytes
     (120, 49, 41)
 
     ```
     """
-    code = walks(MOVES, SIZE, HORIZON, episodes, (OFF_GOAL, ON_GOAL))
-    return World(family, obs_dim=2, n_actions=5, action_dim=1, horizon=HORIZON, episodes=episodes,
-                 start=start, step=step, observe=lambda cell: cell, reached=lambda reward: reward == ON_GOAL,
-                 reward_kind='binary', target=target, imagine=imagine, cells=cells, ceiling=ceiling, places=PLACES,
-                 pack=code.pack, unpack=code.unpack, code_bytes=code.code_bytes,
-                 distinct=distinct, n_distinct=SIZE*SIZE + episodes)
+    return World(family, obs_dim=2, actions=Discrete(len(MOVES)), horizon=HORIZON, episodes=episodes,
+                 start=start, step=step, observe=lambda cell: cell, rewards=Rewards('binary', target, imagine),
+                 codec=walks(MOVES, SIZE, HORIZON, episodes, (OFF_GOAL, ON_GOAL)),
+                 map=Map(cells, PLACES, distinct, SIZE*SIZE + episodes),
+                 goal=Goal(lambda reward: reward == ON_GOAL, ceiling))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from ..core.bits import each
 from ..core.remade import remade
-from .tasks import Family, World
-from .codecs import codec
+from .tasks import Box, Family, Simulator, World
+from .codecs import without_zeros
 from .robot_tasks import DIRECTION, GOAL, VELOCITY
 from .simulator import ANT, Body, CHEETAH, DT, Pools, bare_rate, parts, simulate, start
 
@@ -124,11 +124,12 @@ HORIZON, EPISODES = 200, 2 # section 5.2
 def locomotion(
     family:Family, # whose tasks
     body:Body, # who walks
+    shown:str, # how pictures show a task, as in `Simulator`
     see:Callable, obs_dim:int, # state -> observation; O
     reward:Callable, # task, state, action, next state -> reward
     healthy:Callable=None, # observation -> bool: no reason to die; None: nobody dies here
-    silent:int=0, # inputs that are zero unless `contacts`
-    contacts:bool=False, # real contact forces
+    silent:int=0, # inputs that are always zero
+    contact_forces:bool=False, # has a state contact forces?
     episodes:int=EPISODES, # N
     horizon:int=HORIZON, # H
 )->World:
@@ -138,16 +139,18 @@ def locomotion(
         after, failed = simulate(body, state, action, pools=pools)
         died = failed if healthy is None else failed | ~healthy(see(after))
         return after, reward(task, state, action, after).float(), died
-    code = codec(horizon*episodes, obs_dim, body.motors, 0 if contacts else silent)
-    return World(family, obs_dim=obs_dim, n_actions=0, action_dim=body.motors, horizon=horizon, episodes=episodes,
-                 start=partial(start, body, contacts), step=step, observe=see, reached=None, reward_kind='real',
-                 target=lambda reward: reward, imagine=lambda output: output, cells=None, ceiling=None, places=None,
-                 pack=code.pack, unpack=code.unpack, code_bytes=code.code_bytes, reset_noise=body.nq + body.nv,
-                 lost=partial(lost, healthy, horizon), bare=partial(bare_rate, body), close=pools.close)
+    engine = Simulator(body, shown, partial(lost, healthy, horizon), partial(bare_rate, body), pools.close)
+    return World(family, obs_dim, Box(body.motors), horizon, episodes, start=partial(start, body, contact_forces),
+                 step=step, observe=see, reset_noise=body.nq + body.nv, deaths=True,
+                 codec=without_zeros(horizon*episodes, obs_dim, Box(body.motors), silent), simulator=engine)
 
 # %% ../../nbs/worlds/160_robots.ipynb #3ac3f619
 @remade
-def ant_direction(**how)->World: # contacts, episodes, horizon
+def ant_direction(
+    contact_forces:bool=False, # are they paid for?; release: off, its simulator left them at zero
+    episodes:int=EPISODES, # N, episodes of a task; paper: section 5.2
+    horizon:int=HORIZON, # H, steps of an episode; paper: section 5.2
+)->World:
     """The ant that is to walk in a direction
 
     ```python
@@ -157,19 +160,30 @@ def ant_direction(**how)->World: # contacts, episodes, horizon
 
     ```
     """
-    return locomotion(DIRECTION, ANT, see_direction, 27, reward_direction, upright, **how)
+    return locomotion(DIRECTION, ANT, 'direction', see_direction, 27, reward_direction, upright,
+                      contact_forces=contact_forces, episodes=episodes, horizon=horizon)
 
 # %% ../../nbs/worlds/160_robots.ipynb #3ac3f61c
 @remade
-def ant_goal(**how)->World: # contacts, episodes, horizon
+def ant_goal(
+    contact_forces:bool=False, # are they felt and paid for?; release: off, its simulator left them at zero
+    episodes:int=EPISODES, # N, episodes of a task; paper: section 5.2
+    horizon:int=HORIZON, # H, steps of an episode; paper: section 5.2
+)->World:
     "The ant that is to walk to a place"
-    return locomotion(GOAL, ANT, see_goal, 113, reward_goal, silent=6*ANT.bodies, **how)
+    silent = 0 if contact_forces else 6*ANT.bodies
+    return locomotion(GOAL, ANT, 'goal', see_goal, 113, reward_goal, silent=silent,
+                      contact_forces=contact_forces, episodes=episodes, horizon=horizon)
 
 # %% ../../nbs/worlds/160_robots.ipynb #3ac3f61d
 @remade
-def cheetah_velocity(**how)->World: # episodes, horizon
+def cheetah_velocity(
+    episodes:int=EPISODES, # N, episodes of a task; paper: section 5.2
+    horizon:int=HORIZON, # H, steps of an episode; paper: section 5.2
+)->World:
     "The half cheetah that is to run at a velocity"
-    return locomotion(VELOCITY, CHEETAH, see_velocity, 20, reward_velocity, **how)
+    return locomotion(VELOCITY, CHEETAH, 'velocity', see_velocity, 20, reward_velocity,
+                      episodes=episodes, horizon=horizon)
 
 # %% ../../nbs/worlds/160_robots.ipynb #f6d794c5
 def at_rest(
