@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['a_seed', 'flush', 'naming', 'write_file', 'write_json', 'drop', 'read_jsonl', 'append_jsonl', 'whole_number',
-           'list_of', 'a_number', 'a_word', 'is_name']
+           'list_of', 'a_number', 'a_word', 'is_name', 'is_path']
 
 # %% ../../nbs/core/080_files.ipynb #9e3a339c
 import json, math, os, re, secrets, shutil
@@ -120,3 +120,8 @@ def a_word(x)->bool:
 def is_name(x:str)->bool:
     "May it become part of a file's name?"
     return bool(re.fullmatch(r'[\w.-]+', x)) and '..' not in x
+
+# %% ../../nbs/core/080_files.ipynb #08f19002
+def is_path(x:str)->bool:
+    "Is it `module:name`?"
+    return bool(re.fullmatch(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][\w.-]*', x))

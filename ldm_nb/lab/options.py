@@ -116,8 +116,8 @@ SHARED = SimpleNamespace( # texts of options that several commands have
 @dataclass(frozen=True)
 class Train:
     "Train a stack of seeds, evaluate it on tasks it never saw, and draw what it learnt."
-    world:str = says('world to train on; see: ldm list', 'WORLD', place=True)
-    method:str = says('method to train; see: ldm list', 'METHOD', 'ldm')
+    world:str = says('world to train on, or module:name; see: ldm list', 'WORLD', place=True)
+    method:str = says('method to train, or module:name; see: ldm list', 'METHOD', 'ldm')
     preset:str = says('settings to start from; see: ldm list', 'PRESET', 'paper')
     seeds:str = says(f"{SHARED.seeds}; if not given, the preset's", 'SEEDS', '')
     frames:str = says(
@@ -150,7 +150,7 @@ class Check:
 @dataclass(frozen=True)
 class Evaluate:
     "Play every task of every split with a finished run, and print the table and all tasks."
-    run:str = says('run folder', 'RUN', place=True)
+    run:str = says('run folder, or a file of data/weights', 'RUN', place=True)
 
 # %% ../../nbs/lab/860_options.ipynb #8700002d
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ class List:
     method:str = says('whose settings', 'METHOD', 'ldm')
     preset:str = says('values of this preset', 'PRESET', 'paper')
     world:str = says('on this world', 'WORLD', 'gridworld')
+    name:str = says('the world, without --world', 'WORLD', '', place=True)
 
 # %% ../../nbs/lab/860_options.ipynb #87000014
 COMMANDS = dict(train=Train, resume=Resume, check=Check, evaluate=Evaluate, plot=Plot, render=Render, record=Record,
