@@ -21,10 +21,12 @@ from ..core.errors import BadInput, RunError, Unable, known
 from .terminal import err, out, told_apart
 from ..core.bits import one_thread
 from ..core.files import append_jsonl, write_file
+from ..core.settings import override, rules, settings, sources
+from ..worlds.registry import OURS, WORLDS, make_world, options_of as options_in
 from ..training.trainer import Diverged, frames_of
 from .crew import Gone, keep_memory, cores
 from .graphs import compiler_trouble
-from ..evaluation.records import check_name
+from ..evaluation.records import check_name, record_name
 from .origin import versions, commit, machine
 from .config import new_config, read_config, write_config
 from .runs import begun, curves, segment, segments, record
@@ -37,13 +39,14 @@ from .stacks import change, pending, steps
 from .bench import bench, report
 from .reproduce import (
     budget, chosen, command, estimate, keep_weights, overview, read_bench, read_table, reproduce, said_of, speed)
+from .entries import METHODS, Chosen, complete, method_of, with_options
 from .presets import (
-    CHOICES, WORLDS, METHODS, usual, method_of, world_of, plain_settings, changes, preset, override, settings,
-    sources, check, assemble, load_agent, usable, parse_seeds, parse_frames, iterations, eval_every)
+    usual, changes, preset, check, assemble, load_agent, usable, parse_seeds, parse_frames, iterations, eval_every)
+from .collected import collected
 from .options import (
     Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Bench, columns, fitted, hang,
     options_of, check_values, parsed, read)
-from .door import door, option
+from .door import door, option, world_word
 
 # %% ../../nbs/lab/884_cli.ipynb #ef527b24
 def set_device(
@@ -102,42 +105,45 @@ def without(
 
 # %% ../../nbs/lab/884_cli.ipynb #af03f6a0
 def setting_options(
-    cfg, more:dict, # a method's settings; name -> where a changed value comes from
+    run:Chosen, more:dict, # all settings of a run; name -> where a changed value comes from
 )->list: # of Option
-    "A method's settings as options"
-    about = sources(cfg) | more
-    return [Option(k, tuple[int, ...] if isinstance(v, tuple) else type(v), v, about[k], '|'.join(CHOICES.get(k, ())))
-            for k, v in settings(cfg).items()]
+    "All settings of a run as options"
+    about, found = sources(run.method) | sources(run.world) | more, rules(run)
+    kinds = {k: tuple[int, ...] if r.kind is tuple else r.kind for k, r in found.items()}
+    return [Option(k, kinds[k], float(v) if kinds[k] is float else v, about[k], '|'.join(found[k].choices))
+            for k, v in settings(run).items()]
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0005
 def check_settings(
     argv:list, options:list, # arguments that are not yet parsed; all options there are
     world:str, method:str, # of the run
 )->None:
-    "Raises `BadInput` where an option is a setting of another method, or of the same one on other worlds"
+    "Raises `BadInput` where an option is a setting of another method, of the same one on other worlds, or of a world"
     mine = {o.name for o in options}
     given = [a[2:].split('=')[0].replace('-', '_').removeprefix('no_') for a in argv if a.startswith('--')]
     for k in given:
         if k in mine: continue
         others = [m for m in METHODS if k in settings(preset(world, m))]
-        elsewhere = [w for w in WORLDS if k in settings(preset(w, method))]
+        elsewhere = [w for w in OURS if k in settings(preset(w, method))]
+        having = [w for w in WORLDS if k in settings(options_in(w))]
         if others:
             raise BadInput(f"{k} is a setting of {', '.join(others)}, not of {method}; "
                            f'see: ldm list --method {others[0]}')
         if elsewhere: raise BadInput(f"{k} is a setting of {method} on {', '.join(elsewhere)}, not on {world}")
+        if having: raise BadInput(f"{k} is an option of {', '.join(having)}, not of {world}")
 
 # %% ../../nbs/lab/884_cli.ipynb #af03f6a1
 def parse_train(
     argv:list, # what follows `ldm train`
-)->tuple: # Train, settings of the method
+)->tuple: # Train, Chosen: all settings
     "The arguments of `ldm train`; raises `BadInput` for unknown names, exits with status 2 where tyro finds fault"
     plain = options_of(Train)
     check_values(plain, argv)
-    named = next((a for a in argv if a in WORLDS), None)
-    if named is None and argv and not argv[0].startswith('-'): known(argv[0], WORLDS, 'world')
+    named = world_word(argv, WORLDS)
+    if not named and argv and not argv[0].startswith('-'): make_world(argv[0])
     names = named or 'gridworld', option(argv, 'method', 'ldm'), option(argv, 'preset', 'paper')
     while True:
-        cfg, more = preset(*names), {k: source for k, (_, source) in changes(*names).items()}
+        cfg, more = with_options(names[0], preset(*names)), {k: where for k, (_, where) in changes(*names).items()}
         options = plain + setting_options(cfg, more)
         check_settings(argv, options, *names[:2])
         values = parsed('train', options, argv)
@@ -153,28 +159,29 @@ def start_train(
     "`ldm train`; raises `BadInput` for bad options, `RunError` where the run folder exists"
     run, cfg = parse_train(argv)
     info = describe(run, cfg, argv)
-    job = assemble(run.out or f'runs/{run.world}-{run.method}', info)
-    with begun(job.folder, info), telling(job.folder): return execute(job, eval_every(cfg, job.world), over=stop)
+    job = assemble(run.out or f'runs/{record_name(run.world, run.method)}', info)
+    with begun(job.folder, info), telling(job.folder): return execute(job, eval_every(job.cfg, job.world), over=stop)
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0006
 def describe(
-    run:Train, cfg, # of `parse_train`: the options; the settings
+    run:Train, all_of:Chosen, # of `parse_train`: the options; the settings
     argv:list, # what follows `ldm train`, for the record
 )->dict: # the content of config.json
     "What a run folder says about its run; sets the device; raises `BadInput` for options that make no sense"
-    world, (frames, seeds) = world_of(run.world, cfg), usual(run.world, run.preset)
+    cfg, (frames, seeds) = all_of.method, usual(run.world, run.preset)
+    world = make_world(run.world, **settings(all_of.world))
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
-    config = settings(check(cfg, world))
-    threads = set_device(run.device, run.threads, most(method_of(run.world, run.method), cfg, len(seeds)))
+    check(cfg, world)
+    threads = set_device(run.device, run.threads, most(method_of(world, run.method), cfg, len(seeds)))
     faster = run.compile and can_compile(run.device, world)
     usable(world)
     frames = iterations(cfg, world, frames)*frames_of(cfg, world) # whole iterations
     command = shlex.join(['ldm', 'train', *without(argv, '--out')])
     return new_config(run.world, run.method, seeds, frames, preset=run.preset, variant=run.variant or None,
                       device=run.device, threads=threads, compile=faster, checkpoint_every=run.checkpoint_every,
-                      config=config, tasks=world.family.splits['eval'].tasks.tolist(), command=command)
+                      config=settings(all_of), tasks=world.family.splits['eval'].tasks.tolist(), command=command)
 
 # %% ../../nbs/lab/884_cli.ipynb #39dae239
 def news(
@@ -388,7 +395,7 @@ def start_record(
     for folder in run.runs: # the same door as of every other command
         job = assemble(folder, device='cpu')
         if (job.folder/'weights.safetensors').exists(): finished(job)
-    path, new = record(list(run.runs), run.data, run.variant or None, plain_settings)
+    path, new = record(list(run.runs), run.data, run.variant or None, complete)
     said = f"recorded: seeds {', '.join(map(str, new))}" if new else 'nothing new: these curves were recorded before'
     err.write(said + '\n')
     out.write(f'{path}\n')
@@ -400,14 +407,14 @@ def start_bench(
     argv:list, # what follows `ldm bench`, for the record
 )->int: # exit status
     "`ldm bench`; raises `BadInput` for unknown names and numbers that make no sense"
-    cfg, seeds = preset(run.world, run.method, run.preset), parse_seeds(run.seeds)
+    cfg, seeds, world = preset(run.world, run.method, run.preset), parse_seeds(run.seeds), make_world(run.world)
     if run.json: check_file('json', run.json)
     if not 1 <= run.iterations <= 10_000: raise BadInput(f'iterations is {run.iterations}: allowed is 1 to 10000')
-    method = method_of(run.world, run.method)
+    method = method_of(world, run.method)
     processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
-    faster = run.compile and can_compile(run.device, WORLDS[run.world]())
-    record = dict(world=run.world) | bench(method, cfg, WORLDS[run.world](), seeds, run.device, processes,
-                                           run.iterations, faster=faster)
+    faster = run.compile and can_compile(run.device, world)
+    record = dict(world=run.world) | bench(method, cfg, world, seeds, run.device, processes, run.iterations,
+                                           faster=faster)
     command = shlex.join(['ldm', 'bench', *without(argv, '--json')])
     record |= dict(method=run.method, preset=run.preset, compiled=faster, versions=versions(), machine=machine(),
                    commit=commit(), command=command, date=str(date.today()))
@@ -451,7 +458,7 @@ def start_reproduce(
     if owned.get(): os.nice(19) # never a notebook's process
     def over(): return run.minutes > 0 and time.monotonic() > until
     def keep(folder, e):
-        record([folder], run.data, e.variant or None, plain_settings, mixed=True)
+        record([folder], run.data, e.variant or None, complete, mixed=True)
         keep_weights(folder, e, table, Path(run.data).parent/'weights')
     status = reproduce(rows, run.data, run.runs, piece(run, over), keep, lambda text: err.write(text + '\n'))
     if status == 130 and over():
@@ -529,7 +536,7 @@ def dispatch(
     argv:list, # what follows `ldm`
 )->int: # exit status
     "Run one command; raises `BadInput` for a command that does not exist, and what the command raises"
-    if (status := door(argv)) is not None: return status
+    if (status := door(argv, collected)) is not None: return status
     name, rest = argv[0], argv[1:]
     if name == 'train': return start_train(rest)
     run = read(name, rest)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OWN', 'Entry', 'checked_method', 'register_method', 'entry_of', 'named_method', 'method_of', 'by_actions',
-           'plain', 'plain_sources', 'Chosen', 'chosen', 'as_stored', 'plain_settings', 'today', 'complete']
+           'plain', 'plain_sources', 'Chosen', 'with_options', 'as_stored', 'plain_settings', 'today', 'complete']
 
 # %% ../../nbs/lab/870_entries.ipynb #87019004
 import json
@@ -120,7 +120,7 @@ class Chosen:
     method:object # settings of its method
     world:object # options of its world
 
-def chosen(
+def with_options(
     world:str, # its name
     cfg, # settings of a method
 )->Chosen: # with the world's options at their defaults
@@ -142,7 +142,7 @@ def plain_settings(
     world:str, method:str, # their names
 )->dict: # of `as_stored`, with the world's options
     "All settings of a run where neither a preset nor anybody says otherwise"
-    return as_stored(chosen(world, plain(world, method)))
+    return as_stored(with_options(world, plain(world, method)))
 
 # %% ../../nbs/lab/870_entries.ipynb #87019015
 def today(

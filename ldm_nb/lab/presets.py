@@ -22,7 +22,7 @@ from .config import check_config, read_config
 from .checkpoints import load_weights
 from .jobs import Job, job, newest
 from .entries import (
-    METHODS, Chosen, Entry, as_stored, chosen, complete, method_of, named_method, plain, plain_settings, today)
+    METHODS, Chosen, Entry, as_stored, complete, method_of, named_method, plain, plain_settings, today, with_options)
 
 # %% ../../nbs/lab/872_presets.ipynb #404a8d84
 ROBOTS = {k: WORLDS[k] for k in ('ant-dir', 'ant-goal', 'cheetah-vel')} # name -> function that makes the world
@@ -266,7 +266,7 @@ def fit(
         if info[k] in names or ':' in info[k]: continue
         raise NoSuch(f'{k} is {info[k]!r:.60}: allowed is one of {list(names)}, what your program registers before, '
                      'or module:name')
-    default = chosen(info['world'], preset(info['world'], info['method']))
+    default = with_options(info['world'], preset(info['world'], info['method']))
     return with_values(default, today(info['world'], settings(default), info['config']))
 
 # %% ../../nbs/lab/872_presets.ipynb #8f8eac6d

@@ -30,7 +30,7 @@ from ..evaluation.compare import read_curves
 from .lock import Busy, locked
 from .jobs import helpers, most
 from .presets import (
-    PRESETS, Chosen, as_stored, chosen as with_options, complete, method_of, preset, override, settings,
+    PRESETS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
     check, iterations, parse_frames, parse_seeds)
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00007
