@@ -41,12 +41,18 @@ def train(tree, world, row, iterations, out):
                        env=os.environ | dict(PYTHONPATH=str(tree), OMP_NUM_THREADS='1', PYTHONUTF8='1'))
     return '' if r.returncode == 0 else r.stderr[-2000:] or f'status {r.returncode}'
 
+NAMES = {'params.seen.': 'stats.seen.', 'opt.reward.': 'stats.reward.', 'opt.carried.tasks': 'stats.tasks', 'opt.carried.': 'workers.'}
+
+def today(name):
+    "The name that a tensor of an older checkpoint has today"
+    return next((new + name[len(old):] for old, new in NAMES.items() if name.startswith(old)), name)
+
 def tensors(run):
     "Every tensor of the last checkpoint, one after the other: seed and name -> tensor"
     last = max(run.glob('checkpoint-*'), key=lambda p: int(p.name.split('-')[1]))
     out = {}
     for f in sorted(last.glob('seed-*')):
-        with safe_open(f, 'pt') as x: out |= {(f.stem, k): x.get_tensor(k) for k in x.keys()}
+        with safe_open(f, 'pt') as x: out |= {(f.stem, today(k)): x.get_tensor(k) for k in x.keys()}
     return last.name, out
 
 def same(a, b):
