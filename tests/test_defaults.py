@@ -143,8 +143,8 @@ def seen_early():
     import gymnasium, ldm_nb.worlds.envs # makes the ids
     from ldm_nb.worlds import gridworld, robots as locomotion
     from ldm_nb.lab import presets
-    from ldm_nb.methods import rl2_ppo
-    worlds = *(w() for w in presets.WORLDS.values()), rl2_ppo.number_world()
+    from ldm_nb.methods import rl2
+    worlds = *(w() for w in presets.WORLDS.values()), rl2.number_world()
     out = {f'{w.family.name}.{k}': s.tasks for w in worlds for k, s in w.family.splits.items()}
     out |= dict(places=gridworld.PLACES, moves=gridworld.MOVES)
     for name in ('GridworldTrial', 'AntGoalTrial'):

@@ -113,7 +113,7 @@ def test_standing_still(name, want):
         traj = evaluate(world, still(world.action_dim), gens, 'test', seeds=1)
         returns = outcome(world, traj)['returns']
         assert returns.shape[1:] == (len(world.family.splits['test'].tasks), 2)
-        assert abs(returns.mean() - want) < near and not world.simulator.lost(traj.obs[:, 1:], traj.end).any()
+        assert abs(returns.mean() - want) < near and not world.simulator.lost(traj.after, traj.end).any()
 
 
 # Contact forces
@@ -277,11 +277,11 @@ def test_rollout():
     act = agent(lambda obs: next(noise, torch.zeros(1, 6, 8)))
     traj = rollout(world, act, task, rand(1, 400, 6), rand(1, 401, 6, 29))
     first = traj.end.float().argmax(1)
-    assert (first < 199).float().mean() > .5 and traj.done.any(1).all() and traj.obs.isfinite().all()
-    assert torch.equal(traj.obs[:, 1:, :, -1] == 1, traj.end)
+    assert (first < 199).float().mean() > .5 and traj.done.any(1).all() and traj.after.isfinite().all()
+    assert torch.equal(traj.after[..., -1] == 1, traj.end)
     early = first[0].argmin()
-    z = traj.obs[0, first[0, early] + 1, early, 0]
-    assert not .2 <= z <= 1 and not world.simulator.lost(traj.obs[:, 1:], traj.end).any()
+    z = traj.after[0, first[0, early], early, 0]
+    assert not .2 <= z <= 1 and not world.simulator.lost(traj.after, traj.end).any()
 
 def test_lost():
     "A worker whose physics fail ends its episode, is reset and counted; nobody else sees anything of it"

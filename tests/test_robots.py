@@ -53,7 +53,7 @@ def test_resumed_in_the_middle_of_a_task_is_the_same_run(world, method, tmp_path
     what = made(world, method)
     whole, _ = run(what, [3, 7], 5)
     half, gens = run(what, [3, 7], 3)
-    assert (half.state['opt']['carried']['past']['length'] > 0).any()
+    assert (half.state['workers']['past']['length'] > 0).any()
     path, again = save_checkpoint(tmp_path, half, gens, 20 if 'buffer' in half.state else 0), generators([3, 7])
     fresh = what[2].init(what[1], what[0], again)
     p, _ = run(what, [3, 7], 5, load_checkpoint(path, [3, 7], again, fresh.get('buffer')), again)
@@ -63,7 +63,8 @@ def test_resumed_in_the_middle_of_a_task_is_the_same_run(world, method, tmp_path
 def test_ldm_without_mixture_is_rl2():
     a, _ = run(made('cheetah-vel', 'ldm', mixture_workers=0), [5], 3)
     b, _ = run(made('cheetah-vel', 'rl2'), [5], 3)
-    same({k: a.state['params'][k] for k in ('encoder', 'heads', 'seen')}, b.state['params'])
+    same({k: a.state['params'][k] for k in ('encoder', 'heads')}, b.state['params'])
+    same({k: a.state['stats'][k] for k in ('seen', 'reward')}, b.state['stats'])
 
 def test_mixture_tasks_never_reach_the_buffer():
     "What is stored are the normal workers' tasks, with true rewards"
@@ -74,12 +75,12 @@ def test_mixture_tasks_never_reach_the_buffer():
         return seen[-1]
     p = Progress([0], m.init(cfg, world, gens))
     train(m._replace(collect=collect), cfg, world, gens, p, 6, 100)
-    true = torch.cat([x.piece.true_reward for x in seen], 1)[0, :, :cfg.normal].flatten()
-    stored = int(p.state['opt']['carried']['tasks'][0, 0])
+    true = torch.cat([x.traj.true_reward for x in seen], 1)[0, :, :cfg.normal].flatten()
+    stored = int(p.state['stats']['tasks'][0, 0])
     assert 0 < stored <= 20
     *_, reward, valid = world.codec.unpack(p.state['buffer'][:, :stored])
     assert torch.isin(reward[valid], true).all()
-    assert sum(int(x.piece.done[..., :cfg.normal].sum()) for x in seen) == stored
+    assert sum(int(x.traj.done[..., :cfg.normal].sum()) for x in seen) == stored
 
 def test_evaluation_changes_nothing_and_counts_only_the_task():
     what = made('ant-dir', 'rl2')
@@ -131,7 +132,7 @@ def test_a_run_from_the_command_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize('options,message', [
-    (('mixreg', '--mixed-at', 'latents'), 'here only inputs are mixed'), (('mixreg',), 'nowhere.xml is missing'),
+    (('mixreg', '--chunk', '100'), 'chunk is 100: allowed is 200'), (('mixreg',), 'nowhere.xml is missing'),
     (('varibad', '--encoder-lr', '1e-4'), 'encoder_lr is 0.0001: set vae_lr')])
 def test_refused_at_the_door(options, message, tmp_path, capsys, monkeypatch):
     "A model that cannot be loaded (status 1), and a setting that does nothing here (status 2): a line, and no folder"

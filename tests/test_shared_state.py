@@ -71,7 +71,7 @@ def test_one_world_in_threads():
 
 def trained(seed):
     torch.set_num_threads(1)
-    world, cfg, method = cheetah_velocity(horizon=25), preset('cheetah-vel', 'rl2', 'quick'), METHODS['rl2'].ppo
+    world, cfg, method = cheetah_velocity(horizon=25), preset('cheetah-vel', 'rl2', 'quick'), METHODS['rl2'].method
     cfg = replace(cfg, workers=4)
     gens = generators([seed])
     progress = Progress([seed], method.init(cfg, world, gens))
@@ -250,7 +250,7 @@ from ldm_nb.core.errors import Unable
 from ldm_nb.training.trainer import Progress, train
 from ldm_nb.worlds.envs import WorldEnv
 before = dict(os.environ)
-world, cfg, method = cheetah_velocity(horizon=25), replace(preset('cheetah-vel', 'rl2', 'quick'), workers=4), METHODS['rl2'].ppo
+world, cfg, method = cheetah_velocity(horizon=25), replace(preset('cheetah-vel', 'rl2', 'quick'), workers=4), METHODS['rl2'].method
 gens = generators([0])
 train(method, cfg, world, gens, Progress([0], method.init(cfg, world, gens)), iterations=1, every=1)
 assert dict(os.environ) == before, "the environment was changed"

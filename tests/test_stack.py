@@ -14,6 +14,7 @@ from ldm_nb.mixture.mixture import Mixture
 from ldm_nb.policy.policy import Agent, policy
 from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, override, preset, settings
 from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
+from ldm_nb.training.experience import Experience
 from ldm_nb.training.trainer import Diverged, Progress, accept, train
 
 WORLD = gridworld()
@@ -131,12 +132,12 @@ def test_mixture_workers_never_reach_the_buffer():
     "Each iteration stores the tasks of the normal workers, and only those, in their order"
     cfg, gens, seen = settings_of('ldm', buffer_size=100), generators([0]), []
     def collect(*a):
-        seen.append(ldm.collect(*a))
-        return seen[-1]
+        seen.append(ldm.METHOD.collect(*a).traj)
+        return Experience(seen[-1])
     m = ldm.METHOD._replace(collect=collect)
     p = train(m, cfg, WORLD, gens, Progress([0], m.init(cfg, WORLD, gens)), 3, 100)
     for i, traj in enumerate(seen):
-        codes = WORLD.codec.pack(traj.obs, None, None, None, traj.task)
+        codes = WORLD.codec.pack(traj.obs, None, None, None, traj.task[:, 0])
         assert torch.equal(p.state['buffer'][:, 14*i:14*i + 14], codes[:, :14])
         stored = set(map(tuple, p.state['buffer'][0, :42].tolist()))
         assert not stored & set(map(tuple, codes[0, 14:].tolist()))
@@ -162,12 +163,12 @@ def test_imaginary_rewards_are_the_decoders(weights):
     mu = state['params']['vae']['encoder']['mu']
     mu['w'].zero_(); mu['b'].fill_(.7)  # every posterior has mean 0.7, and so has every mixture: weights sum to one
     known_decoder(state, weights)
-    traj = ldm.collect(cfg, WORLD, state, ldm.draw_noise(cfg, WORLD, gens, 0))
-    want = WORLD.rewards.imagine(weights[0]*.7 + weights[1]*traj.obs[:, 1:, 14:, 0])
+    traj = ldm.METHOD.collect(cfg, WORLD, state, ldm.draw_noise(cfg, WORLD, gens, 0)).traj
+    want = WORLD.rewards.imagine(weights[0]*.7 + weights[1]*traj.after[:, :, 14:, 0])
     assert torch.allclose(traj.reward[:, :, 14:], want, atol=1e-5)
     assert torch.equal(traj.reward[:, :, :14], traj.true_reward[:, :, :14])
     h = torch.zeros(2, 16, 128)
-    for t in range(3): h = advance(joined(state['params']['encoder']), h, traj.obs[:, t + 1], traj.action[:, t], traj.reward[:, t])
+    for t in range(3): h = advance(joined(state['params']['encoder']), h, traj.after[:, t], traj.action[:, t], traj.reward[:, t])
     context = torch.cat(heads(state['params']['encoder'], h), -1)
     assert torch.allclose(policy(state['params']['heads'], context)[1], traj.value[:, 3], atol=1e-5)  # Encoder-p saw them
 

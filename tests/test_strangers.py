@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ldm_nb.lab import cli, crew, jobs, presets
-from ldm_nb.methods import rl2, rl2_ppo
+from ldm_nb.methods import rl2
+from ldm_nb.training.trainer import Stage
 from ldm_nb.lab.cli import main
 from ldm_nb.lab.presets import load_agent
 from ldm_nb.core.errors import RunError, Unable
@@ -270,14 +271,13 @@ def test_a_number_of_no_process(copy, capsys, monkeypatch):
 def spoilt(m, when, world='gridworld'):
     "Weights become huge in an iteration, so that the next rollout is spoilt"
     entry = presets.METHODS['rl2']
-    module, field = (rl2, 'method') if world == 'gridworld' else (rl2_ppo, 'ppo')
     def update(cfg, world, state, traj, noise, i, *a):
-        state, metrics = module.update(cfg, world, state, traj, noise, i, *a)
+        state, metrics = rl2.update(cfg, world, state, traj, noise, i, *a)
         if i == when: state = dict(state, params=dict(state['params'], heads=tree_map(lambda x: x*1e30, state['params']['heads'])))
         return state, metrics
     import dataclasses
-    method = getattr(entry, field)._replace(update=update, stages=dict(policy=update))
-    m.setitem(presets.METHODS, 'rl2', dataclasses.replace(entry, **{field: method}))
+    method = entry.method._replace(update=update, stages=dict(policy=Stage(update, ('encoder', 'heads'))))
+    m.setitem(presets.METHODS, 'rl2', dataclasses.replace(entry, method=method))
 
 SMALL = ['--workers', '4', '--minibatches', '2']
 

@@ -13,8 +13,8 @@ from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.evaluation.motion import film, ready, view
 from ldm_nb.evaluation.pictures import cells_of, draw_dreams, draw_map, draw_path, spots
 from ldm_nb.lab.presets import WORLDS, check, override, usable
-from ldm_nb.methods import ldm, ldm_ppo, rl2, varibad
-from ldm_nb.methods.rl2_ppo import number_world
+from ldm_nb.methods import ldm, mixreg, rl2, varibad
+from ldm_nb.methods.rl2 import number_world
 from ldm_nb.training.trainer import Progress, train
 from ldm_nb.worlds.check import check_world, found, play, random_actions
 from ldm_nb.worlds.envs import WorldEnv, WorldVectorEnv, drawing, picture
@@ -171,15 +171,19 @@ def test_a_continuous_world_needs_no_simulator(tmp_path):
 
 SMALL = dict(vae_batch=4, buffer_size=40, workers=6)
 
+LONG = dict(chunk=12, old_values='recomputed', encoder_loss='elbo', posteriors=6) # tasks may end early
+
 @pytest.mark.parametrize('method,make,more', [
     (ldm.METHOD, maze, dict(posteriors=6)), (ldm.METHOD, lambda: maze(False), dict(posteriors=6, p_drop=.2)),
     (varibad.METHOD, maze, dict(precollect=0)), (rl2.METHOD, lambda: maze(False), {}),
-    (ldm_ppo.METHOD, point, dict(chunk=12, posteriors=6, transitions=5, minibatches=2))], ids=['ldm', 'ldm-plain', 'varibad', 'rl2', 'ldm-point'])
+    *((m, point, dict(chunk=12, posteriors=6, transitions=5, minibatches=2)) for m in (ldm.METHOD, rl2.METHOD, varibad.METHOD, mixreg.METHOD)),
+    *((m, cliff, LONG) for m in (ldm.METHOD, rl2.METHOD, varibad.METHOD, mixreg.METHOD))])
 def test_strangers_train(method, make, more):
     "Two iterations, finite numbers, an evaluation with its table"
     world = make()
-    wish = {k: v for k, v in (SMALL | more).items() if k in settings_of(method)}
-    cfg = check(override(method.config(), **wish), world)
+    base = {} if world.n_actions else {k: v for k, (v, _) in method.continuous.items()}
+    wish = {k: v for k, v in (base | SMALL | more).items() if k in settings_of(method)}
+    cfg = check(override(method.config(), **wish), world, method)
     gens = generators([0, 1])
     p = train(method, cfg, world, gens, Progress([0, 1], method.init(cfg, world, gens)), 3, 100)
     assert not p.frozen and p.iteration == 3
