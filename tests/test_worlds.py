@@ -12,6 +12,7 @@ from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.evaluation.motion import film, ready, view
 from ldm_nb.evaluation.pictures import cells_of, draw_dreams, draw_map, draw_path, spots
+from ldm_nb.lab.jobs import job, map_pictures, pictures
 from ldm_nb.lab.presets import WORLDS, check, override, usable
 from ldm_nb.methods import ldm, mixreg, rl2, varibad
 from ldm_nb.methods.rl2 import number_world
@@ -195,6 +196,16 @@ def settings_of(method):
     return settings(method.config())
 
 
+@pytest.mark.parametrize('make,files', [(maze, ['path.png', 'imagined.png']), (lambda: maze(False), []), (cliff, ['path.png', 'imagined.png'])],
+                         ids=['maze', 'plain', 'cliff'])
+def test_a_finished_run_is_drawn(make, files, tmp_path):
+    "A world without `reached` has no fate in its title; one without a map has no pictures but curves"
+    world, cfg = make(), override(ldm.LDM(), workers=6, buffer_size=40, vae_batch=4)
+    j = job(tmp_path, dict(world='maze', method='ldm', seeds=[0, 1], frames=0, device='cpu'), world, ldm.METHOD, cfg)
+    assert [f.name for f in pictures(j)] == files
+    if files: assert map_pictures(j, 'maze, ldm')['path.png'].get_suptitle() == 'maze, ldm, seed 0'
+
+
 # What is wrong, in words
 
 GOOD = maze()
@@ -240,6 +251,7 @@ MISTAKES = {
     'actions': (broken(actions=5), r'actions is 5: give Discrete\(5\)'),
     'no actions': (broken(actions=Discrete(0)), r'actions is Discrete\(n=0\): give a whole number'),
     'kind of a part': (broken(goal=lambda reward: reward > 0), 'goal is <function.*: give a Goal'),
+    'kind of a codec': (broken(codec=5), 'codec is 5: give a Codec'),
     'kind of reward': (broken(rewards=Rewards('logit')), "rewards.kind is 'logit': give 'binary' or 'real'"),
     'a maker': (lambda: maze, 'takes a World, not function: call the function that makes it'),
     'no training split': (lambda: replace(GOOD, family=Family('m', ('x', 'y'), dict(test=GOOD.family.splits['test']))), "has no split 'train'"),
