@@ -175,6 +175,7 @@ def learning_noise(
     n = dict(vae=[vae_noise(some, v, cfg.encoder, world, size) for _ in range(count)])
     return n if cfg.chunk else n | dict(store=places(cfg, world, iteration, some[0].device))
 
+# %% ../../nbs/belief/240_buffer.ipynb #24020007
 @torch.enable_grad()
 def learn_dynamics(
     cfg, world, # as above

@@ -169,8 +169,9 @@ def arguments(
         if p.kind in (P.VAR_POSITIONAL, P.VAR_KEYWORD): continue
         if p.default is P.empty: raise BadInput(f'{p.name} has no default: give the argument one')
         if type(p.default) not in (bool, int, float, str) or p.kind is P.POSITIONAL_ONLY: continue
+        value = float(p.default) if p.annotation in (float, 'float') else p.default
         about = dict(about=comment(make, p.name))
-        out.append((p.name, p.annotation, field(default=p.default, metadata=about | LEAST.get(p.name, {}))))
+        out.append((p.name, p.annotation, field(default=value, metadata=about | LEAST.get(p.name, {}))))
     return make_dataclass('Arguments', out, frozen=True)()
 
 @lru_cache

@@ -40,6 +40,7 @@ from .bench import bench, report
 from .reproduce import (
     budget, chosen, command, estimate, keep_weights, overview, read_bench, read_table, reproduce, said_of, speed)
 from .entries import METHODS, Chosen, complete, method_of, with_options
+from .opened import opened
 from .presets import (
     usual, changes, preset, check, assemble, load_agent, usable, parse_seeds, parse_frames, iterations, eval_every)
 from .collected import collected
@@ -298,8 +299,8 @@ def splits_of(
 def start_evaluate(
     run:Evaluate, # the options
 )->int: # exit status
-    "`ldm evaluate`; raises `RunError` where the folder holds no finished run"
-    job = finished(assemble(run.run, device='cpu'))
+    "`ldm evaluate`; raises `RunError` where nothing is there that has been learnt"
+    job = opened(run.run)
     seen, N, splits = look(job), job.world.episodes, job.world.family.splits
     head = [f"task: {', '.join(job.world.family.columns)}", 'split', *(f'episode {k + 1}' for k in range(N))]
     head += ['seeds that reach it']*('reached' in seen)

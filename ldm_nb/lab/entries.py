@@ -99,12 +99,14 @@ def by_actions(
     out, mine = long if w.n_actions and w.deaths else {} if w.n_actions else m.continuous, settings(m.config())
     return {k: v for k, v in out.items() if k in mine}
 
+# %% ../../nbs/lab/870_entries.ipynb #87019020
 def plain(
     world, method:str, # as in `by_actions`
 ): # a dataclass of settings
     "A method's settings where neither a preset nor anybody says otherwise"
     return override(named_method(method).method.config(), **{k: v for k, (v, _) in by_actions(world, method).items()})
 
+# %% ../../nbs/lab/870_entries.ipynb #87019021
 def plain_sources(
     world, method:str, # as in `by_actions`
 )->dict: # setting -> where its value in `plain` comes from

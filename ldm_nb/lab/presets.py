@@ -178,7 +178,8 @@ def check_learner(
     if 'chunk' in s and T < world.horizon:
         raise BadInput(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
     if not s.get('chunk', 1) and world.deaths:
-        raise BadInput(f'chunk is 0: tasks of {name} may end early, give it the steps of an iteration, such as {world.steps}')
+        raise BadInput(f'chunk is 0: tasks of {name} may end early, give it the steps of an iteration, such as '
+                       f'{world.steps}')
     if T*B % k:
         raise BadInput(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
     if k > 1 and not s['shuffled']: raise BadInput(f'minibatches is {k}: set shuffled to true, or leave it 1')

@@ -56,6 +56,7 @@ class LDM:
 
     normal = property(normal_workers) # n
 
+# %% ../../nbs/methods/720_ldm.ipynb #b4196297
 ROBOTS = LARGE | TRANSITIONS | said('release: MuJoCo', latent=5, p_drop=.5) # setting -> value and source
 
 # %% ../../nbs/methods/720_ldm.ipynb #8b336f9e
@@ -119,6 +120,7 @@ def expected(
     m_hat, decoder = mixture_latents(cfg, state, real, noise), state['params']['vae']['decoder']
     return imagined(world, decoder, cfg.vae, m_hat, noise['mask'])
 
+# %% ../../nbs/methods/720_ldm.ipynb #3abfdc8f
 def imagined_tasks(
     way:Callable, # how rewards are imagined, such as `expected`
     cfg:LDM, world:World, state:dict, noise:dict, # as in `real_tasks`
@@ -200,8 +202,11 @@ def mixtures(
 
 # %% ../../nbs/methods/720_ldm.ipynb #abe712d9
 STAGES = dict(policy=Stage(learn_policy, POLICY), vae=Stage(learn_belief, ('vae',)))
+
+# %% ../../nbs/methods/720_ldm.ipynb #abe712d5
 update = in_turn(STAGES)
 
+# %% ../../nbs/methods/720_ldm.ipynb #abe712d6
 def method(
     table:dict, # how rewards are imagined: name -> function like `expected`
 )->Method:
@@ -210,8 +215,8 @@ def method(
     def halves(cfg):
         if cfg.chunk or not cfg.mixture.mixture_workers: return None
         return real_tasks, partial(imagined_tasks, table[cfg.imagined_rewards])
-    return Method('ldm', LDM, init, draw_noise, partial(collect, table), update, agent, ROBOTS, check, None, STAGES, halves,
-                  network, mixtures)
+    return Method('ldm', LDM, init, draw_noise, partial(collect, table), update, agent, ROBOTS, check, stages=STAGES,
+                  duet=halves, network=network, mixtures=mixtures)
 
 EXPECTED = dict(expected=expected) # the paper's table
 METHOD = method(EXPECTED)

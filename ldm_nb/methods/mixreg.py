@@ -124,7 +124,8 @@ def mixed_steps(
             def read(encoder, two): return at_latents(memories_of(encoder, exp), mix, w)
         rows = None if order is None else order[:, k:k+1]
         params, opt, more = policy_steps(cfg, dict(state, params=params, opt=opt), two, reward, rows, names, goal, read)
-        if cfg.chunk: more |= dict(mixed=((w < 1) & (i != torch.arange(w.shape[2], device=i.device))[:, None]).float().mean((1, 2)))
+        other = (i != torch.arange(w.shape[2], device=i.device))[:, None]
+        if cfg.chunk: more |= dict(mixed=((w < 1) & other).float().mean((1, 2)))
         sums = {k: v + sums.get(k, 0.) for k, v in more.items()}
     return params, opt, {k: v/len(mixing) for k, v in sums.items()}
 

@@ -59,6 +59,7 @@ def drawn(
     m_hat, decoder = mixture_latents(cfg, state, real, noise), state['params']['vae']['decoder']
     return imagined(world, decoder, cfg.vae, m_hat, noise['mask'], drawn_at(world, noise['level']))
 
+# %% ../../nbs/methods/722_one_goal.ipynb #7220000e
 def one_goal(
     cfg:LDM, world:World, state:dict, noise:dict, real:Traj, # as in `drawn`
 ): # `shown` as in `rollout`
@@ -66,6 +67,7 @@ def one_goal(
     m_hat, decoder = mixture_latents(cfg, state, real, noise)[:, 0], state['params']['vae']['decoder']
     return paid_at(world, goal_of(world, decoder, cfg.vae, m_hat, noise['mask'], noise['level']))
 
+# %% ../../nbs/methods/722_one_goal.ipynb #7220000f
 def any_goal(
     cfg:LDM, world:World, state:dict, noise:dict, real:Traj, # as in `drawn`
 ): # `shown` as in `rollout`

@@ -33,7 +33,10 @@ class RL2:
     policy:PolicySize = PolicySize() # of actor and critic
     learner:Learner = Learner() # the policy's update
 
+# %% ../../nbs/methods/700_rl2.ipynb #3aa4bbb7
 SIZES = CONTINUOUS | said('release: MuJoCo', chunk=200, action_embedding=16, reward_embedding=16)
+
+# %% ../../nbs/methods/700_rl2.ipynb #3aa4bbb9
 LARGE = SIZES | said('release: MuJoCo', policy_latent=128, policy_layers=(128,)) # setting -> value and source
 
 # %% ../../nbs/methods/700_rl2.ipynb #7553b3af

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTINUOUS', 'A2C', 'PPO', 'POLICY', 'Learner', 'backwards', 'advantages', 'value_error', 'losses', 'loss_weights',
-           'memories_of', 'flat_rows', 'before', 'outputs', 'seen', 'some', 'supervision', 'normalised', 'deal', 'move',
-           'policy_losses', 'policy_steps', 'scaled', 'with_mean', 'moved', 'acting']
+           'memories_of', 'before', 'flat_rows', 'seen', 'outputs', 'some', 'supervision', 'normalised', 'scaled',
+           'deal', 'move', 'policy_losses', 'policy_steps', 'with_mean', 'moved', 'acting']
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #9c5c5bf2
 from dataclasses import dataclass
@@ -60,6 +60,7 @@ CONTINUOUS = ( # setting -> what PPO changes, and where it comes from
     | said('release: Ant .05, Cheetah .1', ratio_clip=.05)
     | said('ours: the end of a task is a time limit', task_end='bootstrap'))
 
+# %% ../../nbs/policy/310_onpolicy.ipynb #11020415
 A2C, PPO = Learner(), override(Learner(), **{k: v for k, (v, _) in CONTINUOUS.items()})
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7a007968
@@ -135,21 +136,31 @@ def loss_weights(
 def memories_of(
     encoder:dict, # parameters that collect gradients
     exp, # an experience: `traj`, and `h` [S,B,H] or None
-)->tuple: # before the first step and after each [S,T+1,B,H]; 1, or 0 where a task begins [S,T,B], None: at the first step only
+)->tuple: # before the first step and after each [S,T+1,B,H]; [S,T,B] 0 where a task begins, else 1, or None: nowhere
     "Memory along a rollout"
     t, h = exp.traj, exp.h
     if h is None: h, keep = memory(encoder, t.reward.shape[2]), None
     else: keep = (~t.fresh).to(h.dtype) if t.fresh[:, 1:].any() else None # at the first step `h` knows
     return memories(joined(encoder), t.after, t.action, t.reward, h, keep), keep
 
-def flat_rows(x): return x.flatten(1, 2) # [S,T,B,...] -> [S,T*B,...], step by step
-
+# %% ../../nbs/policy/310_onpolicy.ipynb #af627350
 def before(
     read:tuple, # of `memories_of`
 )->Tensor: # [S,T*B,H]
     "Memory before each step; zero where a task begins"
     hs, keep = read
     return flat_rows(hs[:, :-1] if keep is None else hs[:, :-1]*keep[..., None])
+
+def flat_rows(x): return x.flatten(1, 2) # [S,T,B,...] -> [S,T*B,...], step by step
+
+# %% ../../nbs/policy/310_onpolicy.ipynb #af627352
+def seen(
+    cfg, stats:dict, # a method's settings with `policy` and `learner`; with `seen`, where observations are scaled
+    obs:Tensor, # [S,T,B,O+1]
+)->Tensor: # [S,T*B,O+1]; None where actor and critic see no observations
+    "Observations as actor and critic see them"
+    if not cfg.policy.state_conditioned: return None
+    return flat_rows(standard(stats['seen'], obs) if cfg.learner.scale_observations else obs)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #f9d620d1
 def outputs(
@@ -168,14 +179,6 @@ def outputs(
     context = linear(heads, some(before(read), rows))
     context = torch.where((rows < B)[..., None], context.detach(), context)
     return policy(p['heads'], context, None if obs is None else some(obs, rows))
-
-def seen(
-    cfg, stats:dict, # a method's settings with `policy` and `learner`; with `seen`, where observations are scaled
-    obs:Tensor, # [S,T,B,O+1]
-)->Tensor: # [S,T*B,O+1]; None where actor and critic see no observations
-    "Observations as actor and critic see them"
-    if not cfg.policy.state_conditioned: return None
-    return flat_rows(standard(stats['seen'], obs) if cfg.learner.scale_observations else obs)
 
 def some(
     x:Tensor, rows:Tensor, # [S,T*B,...]; [S,n]
@@ -208,6 +211,12 @@ def normalised(
     "Each seed's numbers with mean 0 and standard deviation 1"
     return (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-5) # release
 
+def scaled(
+    cfg:Learner, goal:dict, # settings; of `supervision`
+)->dict: # the same
+    "Advantages as the actor sees them"
+    return goal | dict(advantage=normalised(goal['advantage'])) if cfg.scale_advantages else goal
+
 # %% ../../nbs/policy/310_onpolicy.ipynb #27071473
 def deal(
     gens:list, # `S` generators
@@ -233,8 +242,6 @@ def move(
     return params, opt, {f'{k}_norm': norm(g[k]) for k in names}
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #e9fbcd6d
-POLICY = 'encoder', 'heads' # the networks that act
-
 def policy_losses(
     cfg, p:dict, stats:dict, # a method's settings; encoder and heads, which collect gradients; running moments, or none
     traj, goal:dict, read:tuple, # the rollout; of `supervision`; of `memories_of` with these networks
@@ -247,6 +254,8 @@ def policy_losses(
     return losses(cfg.learner, logp, value, entropy, {k: mine(v) for k, v in goal.items()})
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #e9fbcd6e
+POLICY = 'encoder', 'heads' # the networks that act
+
 @torch.enable_grad()
 def policy_steps(
     cfg, state:dict, # a method's settings; its `params`, `opt` and, where there are moments, `stats`
@@ -271,12 +280,6 @@ def policy_steps(
         sums = {k: v.detach() + sums.get(k, 0.) for k, v in (found | lengths).items()}
     return params, opt, {k: v/len(batches) for k, v in sums.items()}
 
-def scaled(
-    cfg:Learner, goal:dict, # settings; of `supervision`
-)->dict: # the same
-    "Advantages as the actor sees them"
-    return goal | dict(advantage=normalised(goal['advantage'])) if cfg.scale_advantages else goal
-
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b2
 def with_mean(
     cfg:Learner, params:dict, # settings; with encoder and heads
@@ -284,6 +287,7 @@ def with_mean(
     "The running average at its beginning, where one is asked for"
     return params | dict(mean=tree_map(torch.clone, {k: params[k] for k in POLICY})) if cfg.average else params
 
+# %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b6
 def moved(
     cfg:Learner, params:dict, # settings; after the steps of an iteration
 )->dict: # params

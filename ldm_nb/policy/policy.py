@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['policy', 'PolicySize', 'init_policy', 'sample', 'init_gaussian', 'spread', 'log_density', 'gaussian_entropy',
-           'likelihood', 'init_heads', 'apart', 'Noise', 'Agent', 'action_noise', 'agent_noise', 'replaced',
+           'likelihood', 'init_heads', 'Noise', 'apart', 'Agent', 'action_noise', 'agent_noise', 'replaced',
            'recurrent_agent']
 
 # %% ../../nbs/policy/300_policy.ipynb #84887546
@@ -127,6 +127,13 @@ def init_heads(
     return init_gaussian(gens, size, world.obs_dim + 1, world.action_dim)
 
 # %% ../../nbs/policy/300_policy.ipynb #29d3f44f
+class Noise(NamedTuple):
+    "The noise that an agent needs: `(kind, *shape)` for each worker, as `draw` takes them; None: none"
+    start:tuple = None # when a task begins
+    step:tuple = None # for each action
+    episode:tuple = None # after each episode of a task but the last
+
+# %% ../../nbs/policy/300_policy.ipynb #29d3f457
 def apart(
     x, # tensors, in dicts, tuples and partial functions
 ): # the same
@@ -136,12 +143,6 @@ def apart(
     if type(x) is tuple: return tuple(map(apart, x))
     if isinstance(x, partial): return partial(x.func, *apart(x.args), **apart(x.keywords))
     return x
-
-class Noise(NamedTuple):
-    "The noise that an agent needs: `(kind, *shape)` for each worker, as `draw` takes them; None: none"
-    start:tuple = None # when a task begins
-    step:tuple = None # for each action
-    episode:tuple = None # after each episode of a task but the last
 
 @dataclass(frozen=True)
 class Agent(Remade):
@@ -161,6 +162,7 @@ def action_noise(
     "The noise of a sampled action, as `draw` takes it"
     return ('uniform',) if world.n_actions else ('normal', world.action_dim)
 
+# %% ../../nbs/policy/300_policy.ipynb #29d3f458
 def agent_noise(
     agent:Agent, # for what it declares
     gens:list, # `S` generators

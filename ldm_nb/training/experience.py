@@ -23,8 +23,6 @@ from .workers import Workers, go_on, idle
 from .past import no_past, past_of, remember, remembered
 
 # %% ../../nbs/training/516_experience.ipynb #51600007
-OWN = *Trial._fields, 'obs', 'due', 'earned', 'summed' # each worker's own, [S,B,...]
-
 def first_workers(
     cfg, world:World, # a method's settings with `workers` and `chunk`; whose workers
     S:int, device='cpu', # seeds; of all tensors
@@ -36,16 +34,20 @@ def first_workers(
     own = dict(obs=obs.clone(), due=due, earned=zero, summed=zero.clone(), failing=zero[:, 0].clone())
     return trial._asdict() | own | dict(past=no_past(world, S, B, device))
 
+# %% ../../nbs/training/516_experience.ipynb #5160001a
 def first_stats(
     cfg, world:World, # a method's settings with `learner` and `chunk`; for its observations
     S:int, device='cpu', # seeds; of all tensors
 )->dict: # seen, reward: of `moments`; tasks [S,2], stored and finished ones
     "Running moments of nothing yet"
-    stats, cfg_l = {}, cfg.learner
-    if cfg_l.scale_observations: stats['seen'] = moments(S, world.obs_dim + 1, device)
-    if cfg_l.scale_rewards: stats['reward'] = moments(S, 1, device)
+    stats, learner = {}, cfg.learner
+    if learner.scale_observations: stats['seen'] = moments(S, world.obs_dim + 1, device)
+    if learner.scale_rewards: stats['reward'] = moments(S, 1, device)
     if cfg.chunk and hasattr(cfg, 'vae'): stats['tasks'] = torch.zeros(S, 2, dtype=torch.long, device=device)
     return stats
+
+# %% ../../nbs/training/516_experience.ipynb #5160001e
+OWN = *Trial._fields, 'obs', 'due', 'earned', 'summed' # each worker's own, [S,B,...]
 
 # %% ../../nbs/training/516_experience.ipynb #5160000a
 def steps_of(
@@ -62,8 +64,9 @@ def experience_noise(
     B, T, U = cfg.workers, steps_of(cfg, world), world.family.splits[cfg.train_split].noise
     reset = draw(gens['reset'], 'uniform', T + 1, B, world.reset_noise) if world.reset_noise else None
     kind, *shape = action_noise(world)
-    return dict(task=draw(gens['task'], 'uniform', *(T,)*(cfg.chunk > 0), B, U), action=draw(gens['action'], kind, T, B, *shape),
-                reset=reset, order=deal(gens['action'], cfg.learner, T*B))
+    task = draw(gens['task'], 'uniform', *(T,)*(cfg.chunk > 0), B, U)
+    action = draw(gens['action'], kind, T, B, *shape)
+    return dict(task=task, action=action, reset=reset, order=deal(gens['action'], cfg.learner, T*B))
 
 # %% ../../nbs/training/516_experience.ipynb #5160000d
 class Experience(NamedTuple):
@@ -73,6 +76,7 @@ class Experience(NamedTuple):
     h:Tensor = None # [S,B,H] what the policy remembered at the beginning; None: tasks began
     own:dict = None # what a method adds
 
+# %% ../../nbs/training/516_experience.ipynb #5160001b
 def beginning(
     cfg, encoder:dict, workers:dict, # a method's settings; Encoder-p's parameters; of `first_workers`
 )->Tensor: # [S,B,H]; None where tasks begin
@@ -92,8 +96,10 @@ def play(
     split, u = world.family.splits[cfg.train_split], noise['action'][:, :, some]
     reset = None if noise['reset'] is None else noise['reset'][:, :, some]
     if not cfg.chunk: return rollout(world, agent, split.sample(noise['task'])[:, some], u, reset, shown), None
-    own = Workers(Trial(*(workers[k][:, some] for k in Trial._fields)), workers['obs'][:, some], workers['due'][:, some])
-    return go_on(world, split, agent, own, h[:, some], dict(task=noise['task'][:, :, some], action=u, reset=reset), shown)
+    at = {k: workers[k][:, some] for k in (*Trial._fields, 'obs', 'due')}
+    own = Workers(Trial(*(at[k] for k in Trial._fields)), at['obs'], at['due'])
+    some_noise = dict(task=noise['task'][:, :, some], action=u, reset=reset)
+    return go_on(world, split, agent, own, h[:, some], some_noise, shown)
 
 # %% ../../nbs/training/516_experience.ipynb #51600012
 FAILING = .1 # of episodes, by a running mean with .95 for what was; ours
@@ -131,7 +137,8 @@ def episodes_ended(
     metrics = {'return': paid[:, :real].sum(1)/ends[:, :real].sum(1).clamp(min=1)}
     share = gone.float()/ends.sum(1).clamp(min=1)
     failing = .95*was['failing'] + .05*share
-    if world.simulator: metrics['simulator_failures'] = torch.where((share > .5) | (failing > FAILING), torch.inf, gone.float())
+    broken = (share > .5) | (failing > FAILING)
+    if world.simulator: metrics['simulator_failures'] = torch.where(broken, torch.inf, gone.float())
     return dict(earned=so_far[:, -1] - paid, failing=failing), metrics
 
 # %% ../../nbs/training/516_experience.ipynb #51600018
@@ -142,8 +149,8 @@ def keep_tasks(
     real:int, # the first so many workers' tasks enter
 )->None:
     "Store an iteration's tasks"
-    first, after, action, reward = (x[:, :, :real] for x in (traj.before[:, :1], traj.after, traj.action, traj.true_reward))
-    codes = world.codec.pack(torch.cat([first, after], 1), action, reward, None, traj.task[:, 0, :real])
+    obs, action, reward = (x[:, :, :real] for x in (traj.obs, traj.action, traj.true_reward))
+    codes = world.codec.pack(obs, action, reward, None, traj.task[:, 0, :real])
     add(buffer, codes, store['at'])
 
 # %% ../../nbs/training/516_experience.ipynb #51600015

@@ -14,8 +14,6 @@ from ..belief.encoder import joined, memories, memory
 from .rollout import Traj
 
 # %% ../../nbs/training/514_past.ipynb #51400007
-ROWS = 'after', 'action', 'reward' # of a past, [S,L,B,...]; its other parts have no steps
-
 def no_past(
     world:World, # for its sizes
     S:int, B:int, device='cpu', # seeds, workers; of all tensors
@@ -23,7 +21,11 @@ def no_past(
     "Before the first step of a task"
     def zeros(*shape): return torch.zeros(S, *shape, dtype=torch.float32, device=device)
     L, O, A = world.steps, world.obs_dim + 1, world.action_dim
-    return dict(first=zeros(B, O), after=zeros(L, B, O), action=zeros(L, B, A), reward=zeros(L, B), length=zeros(B).long())
+    rows = dict(after=zeros(L, B, O), action=zeros(L, B, A), reward=zeros(L, B))
+    return dict(first=zeros(B, O)) | rows | dict(length=zeros(B).long())
+
+# %% ../../nbs/training/514_past.ipynb #5140000d
+ROWS = 'after', 'action', 'reward' # of a past, [S,L,B,...]; its other parts have no steps
 
 def past_of(
     past:dict, some, # of `no_past`; which workers, a slice or [S,B] an order

@@ -41,6 +41,7 @@ class Stage(NamedTuple):
     run:Callable # like a method's `update`
     owns:tuple # names of the networks in `params` that it trains
 
+# %% ../../nbs/training/520_trainer.ipynb #a5200022
 def in_turn(
     stages:dict, # name -> Stage
 ): # cfg, world, state, experience, noise, iteration -> state, metrics
@@ -108,6 +109,7 @@ def weights_of(
     "What an agent is made of"
     return state['params'] | {k: v for k, v in state.get('stats', {}).items() if k == 'seen'}
 
+# %% ../../nbs/training/520_trainer.ipynb #51c0de0c
 def with_weights(
     weights:dict, # of `weights_of`
 )->dict: # params, stats

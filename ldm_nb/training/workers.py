@@ -54,7 +54,8 @@ def go_on(
         trial, seen = step(world, was, action, luck(t + 1))
         reward = seen.reward if shown is None else shown(t, fresh, obs, action, seen.obs, seen.reward)
         h = agent.observe(h, seen.obs, action, reward)
-        kept.append((obs, seen.obs, action, reward, seen.reward, fresh, seen.end, seen.done, seen.end & ~last, was.task))
+        ends = seen.end, seen.done, seen.end & ~last
+        kept.append((obs, seen.obs, action, reward, seen.reward, fresh, *ends, was.task))
         obs, fresh = seen.obs, seen.done
     *fields, fresh_, end, done, early, tasks = (torch.stack(x, 1) for x in zip(*kept))
     gone = world.simulator and world.simulator.lost

@@ -231,7 +231,7 @@ class World(Remade):
     def __post_init__(self):
         if not isinstance(self.actions, (Discrete, Box)):
             raise BadInput(f'actions is {self.actions!r:.60}: give Discrete(5) for 5 actions, Box(2) for 2 numbers')
-        if self.codec and not self.codec.default: return
+        if self.codec is not None and not getattr(self.codec, 'default', False): return
         plain = plain_floats(self.steps, self.obs_dim, self.actions, self.deaths)
         object.__setattr__(self, 'codec', plain._replace(default=True))
 
