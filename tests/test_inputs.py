@@ -7,7 +7,9 @@ from hypothesis import HealthCheck, given, settings as hyp, strategies as st
 
 from ldm_nb.lab import cli
 from ldm_nb.lab.cli import main
-from ldm_nb.lab.presets import CHOICES, METHODS, PRESETS, RANGES, WORLDS, preset, settings
+from ldm_nb.core.settings import rules
+from ldm_nb.lab.entries import with_options
+from ldm_nb.lab.presets import METHODS, PRESETS, WORLDS, preset
 from ldm_nb.lab.config import read_config
 
 def many(n): return hyp(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -53,12 +55,11 @@ bad_seeds = st.one_of(st.sampled_from(['', ' ', '0:20000000', '0:9999999999', '9
 def options(world, method):
     "option -> strategy of malformed values"
     out = {}
-    for k, v in settings(preset(world, method)).items():
-        kind = type(v)
-        if k in CHOICES: out[k] = bad_word(CHOICES[k])
-        elif kind in (int, float): out[k] = bad_number(kind, *RANGES.get(k, (1, 65536)))
-        elif kind is bool: out[k] = words
-        elif kind is tuple: out[k] = bad_number(int, 1, 65536)
+    for k, r in rules(with_options(world, preset(world, method))).items():
+        if r.choices: out[k] = bad_word(r.choices)
+        elif r.kind in (int, float): out[k] = bad_number(r.kind, r.low, r.high)
+        elif r.kind is bool: out[k] = words
+        elif r.kind is tuple: out[k] = bad_number(int, 1, 65536)
     out |= dict(seeds=bad_seeds, frames=bad_number(float, 1, 1e12),
                 device=words.filter(lambda w: not re.fullmatch(r'cpu|cuda(:\d+)?', w)), method=bad_word(METHODS), preset=bad_word(PRESETS),
                 threads=bad_number(int, 0, 4096), checkpoint_every=bad_number(int, 1, 10**12), compile=words,
@@ -134,11 +135,11 @@ GAUGES = dict(world=plain.filter(lambda x: x not in list(WORLDS)), method=plain.
     threads=wrong(int, 1, 4096), checkpoint_every=wrong(int, 1, 10**12), config=wrong(dict), compile=wrong(bool),
     preset=plain.filter(lambda x: x not in PRESETS), variant=plain.filter(lambda x: x is not None and not isinstance(x, str)),
     device=plain.filter(lambda x: not isinstance(x, str) or not re.fullmatch(r'cpu|cuda(:\d+)?', x)))
-def wrong_setting(k, v):
-    if k in CHOICES: return plain.filter(lambda x: x not in CHOICES[k])
-    if type(v) is tuple: return st.one_of(wrong(list), st.sampled_from([[], [0], [1.5], ['a'], [True], [10**9], [[1]], [None]]))
-    return wrong(type(v), *RANGES.get(k, (1, 65536)))
-SETTINGS = {k: wrong_setting(k, v) for k, v in settings(preset('gridworld', 'rl2')).items()}
+def wrong_setting(r):
+    if r.choices: return plain.filter(lambda x: x not in r.choices)
+    if r.kind is tuple: return st.one_of(wrong(list), st.sampled_from([[], [0], [1.5], ['a'], [True], [10**9], [[1]], [None]]))
+    return wrong(r.kind, r.low, r.high)
+SETTINGS = {k: wrong_setting(r) for k, r in rules(with_options('gridworld', preset('gridworld', 'rl2'))).items()}
 entries = st.sampled_from([*GAUGES, *SETTINGS]).flatmap(lambda k: st.tuples(st.just(k), {**GAUGES, **SETTINGS}[k]))
 
 def spoilt(run, text, command='resume'):
