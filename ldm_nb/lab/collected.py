@@ -40,7 +40,9 @@ def about_world(
     world:str, # its name
 )->str:
     "One line about a world"
-    return ABOUT.get(world) or TOLD.get(world) or first_line(maker(world)) or make_world(world).family.name
+    make = maker(world)
+    told = [TOLD[k] for k, v in WORLDS.items() if v is make and k in TOLD] # it may be named by its module too
+    return ABOUT.get(world) or next(filter(None, told), '') or first_line(make) or make_world(world).family.name
 
 # %% ../../nbs/lab/874_collected.ipynb #87419008
 def choices(

@@ -28,7 +28,7 @@ def door(
     if not asked and name != 'list': return None
     run = None if asked else read('list', rest)
     named = (run.name or run.world, run.method) if run else (world_word(rest, ()), option(rest, 'method', 'ldm'))
-    strange = any(map(is_path, named))
+    strange = name in ('train', 'list') and any(map(is_path, named))
     if strange and not collect: return None
     cat = collect(named[0] or 'gridworld', named[1]) if strange else catalogue()
     out.write(help_of(name, rest, cat) if asked else listed(cat, *named, run.preset, columns()))

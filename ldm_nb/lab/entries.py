@@ -12,7 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from ..core.errors import BadInput, known
 from ..core.settings import override, rules, said, settings, sources
 from ..worlds.tasks import World
-from ..worlds.registry import TOLD, NoSuch, enter, failure, first_line, imported, make_world, options_of
+from ..worlds.registry import NoSuch, enter, failure, first_line, imported, make_world, options_of
 from ..training.trainer import Method
 from ..methods import rl2, varibad, ldm, mixreg, one_goal
 from .options import Train, options_of as options_of_command
@@ -62,9 +62,7 @@ def register_method(
 )->None:
     "Give a method a name; raises `BadInput` where another method has it, or its settings cannot be settings of a run"
     name = name or getattr(method, 'name', '')
-    entry = entry_of(checked_method(method, name), about, oracle)
-    enter(METHODS, name, entry, 'method')
-    TOLD[name] = entry.about
+    enter(METHODS, name, entry_of(checked_method(method, name), about, oracle), 'method')
 
 def entry_of(
     method:Method, about:str='', oracle:bool=False, # as in `register_method`

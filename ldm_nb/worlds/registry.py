@@ -26,7 +26,7 @@ WORLDS = { # name -> the function that makes the world
 OURS = tuple(WORLDS) # what is registered later is not ours
 
 # %% ../../nbs/worlds/175_registry.ipynb #17519016
-TOLD = {} # name -> one line about it, of worlds and methods that were registered
+TOLD = {} # name -> one line about it, of worlds that were registered
 
 def register_world(
     name:str, # letters, digits, dots and hyphens
@@ -40,6 +40,7 @@ def register_world(
 
 def first_line(thing)->str:
     "The first line of what a thing says about itself"
+    while hasattr(thing, 'func'): thing = thing.func # of a `partial`
     return ((getattr(thing, '__doc__', None) or '').strip().splitlines() or [''])[0]
 
 # %% ../../nbs/worlds/175_registry.ipynb #17519008
@@ -64,11 +65,12 @@ def whence(thing)->tuple: # the same for a cell of a notebook that ran again
 def failure(
     e:BaseException,
 )->str:
-    "An error in one line, and where it is"
+    "An error in one line, and the line of somebody's own file where it came up"
     if isinstance(e, BadInput): return str(e)
-    at = traceback.extract_tb(e.__traceback__)[-1:]
+    others, steps = ('site-packages', sys.modules['ldm_nb'].__path__[0]), traceback.extract_tb(e.__traceback__)
+    at = [f for f in steps if not any(x in f.filename for x in others)] or steps
     if isinstance(e, SyntaxError): where = f'{e.filename}, line {e.lineno}: '
-    else: where = ''.join(f'{os.path.basename(f.filename)}, line {f.lineno}: ' for f in at)
+    else: where = ''.join(f'{os.path.basename(f.filename)}, line {f.lineno}: ' for f in at[-1:])
     return f"{where}{type(e).__name__}: {' '.join(str(e).split())[:200]}"
 
 # %% ../../nbs/worlds/175_registry.ipynb #1751900c
