@@ -301,10 +301,10 @@ def start_evaluate(
 )->int: # exit status
     "`ldm evaluate`; raises `RunError` where nothing is there that has been learnt"
     job = opened(run.run)
-    seen, N, splits = look(job), job.world.episodes, job.world.family.splits
+    seen, N, splits = look(job), job.tested.episodes, job.world.family.splits
     head = [f"task: {', '.join(job.world.family.columns)}", 'split', *(f'episode {k + 1}' for k in range(N))]
     head += ['seeds that reach it']*('reached' in seen)
-    lines = [table(job.world, seen, job.info['method']), '']
+    lines = [table(job.tested, seen, job.info['method']), '']
     lines += ['| ' + ' | '.join(head) + ' |', '|---|---|' + '--:|'*(len(head) - 2)]
     tasks = splits['eval'].tasks
     for k, (task, split) in enumerate(zip(tasks.tolist(), splits_of(tasks, splits))):
@@ -320,7 +320,7 @@ def start_render(
 )->int: # exit status
     "`ldm render`; raises `BadInput` for bad options, `RunError` for the run's faults, `Unable` for the machine's"
     job, file = assemble(run.run, device='cpu'), Path(run.out or f'{run.run}/film.gif')
-    world, N, seed = job.world, job.world.episodes, job.info['seeds'][0] if run.seed == -1 else run.seed
+    world, N, seed = job.tested, job.tested.episodes, job.info['seeds'][0] if run.seed == -1 else run.seed
     if not 0 <= run.episode <= N: raise BadInput(f'episode is {run.episode}: allowed is 1 to {N} (0: the last)')
     if not file.parent.is_dir(): raise BadInput(f'out is {run.out!r:.80}: there is no folder {file.parent}')
     task, k = read_task(world, run.task), (run.episode or N) - 1

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DROPPED', 'Job', 'job', 'Judgement', 'judge', 'newest', 'restore', 'finished', 'prospects', 'bar_line', 'bar_parts',
-           'clock_text', 'terminal_width', 'failures', 'Sink', 'look', 'measure', 'most', 'processes', 'helpers',
-           'Stop', 'way_on', 'telling', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures',
+           'clock_text', 'terminal_width', 'failures', 'Sink', 'look', 'adapts', 'measure', 'most', 'processes',
+           'helpers', 'Stop', 'way_on', 'telling', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures',
            'motion_pictures']
 
 # %% ../../nbs/lab/850_jobs.ipynb #51c5876f
 import math, os, signal, threading, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from ..core.seeds import flat, generators
@@ -29,7 +29,7 @@ from ..core.files import write_file
 from .checkpoints import (
     save_checkpoint, load_checkpoint, mend, checkpoints, thin, save_weights, load_weights, measured, timings)
 from .runs import trim_metrics, curves
-from ..evaluation.evaluate import evaluate, outcome, summary, table, draw_curves
+from ..evaluation.evaluate import evaluate, outcome, summary, table, draw_curves, with_episodes
 from ..evaluation.pictures import cells_of, draw_dreams, draw_path, imagined_maps, place_beliefs
 from ..evaluation.motion import view, watch, resets
 
@@ -59,6 +59,11 @@ class Job:
     def frames(self)->int:
         "Frames each seed has seen"
         return self.progress.iteration*self.chunk
+
+    @property
+    def tested(self)->World:
+        "The world with as many episodes as a test task of this method has"
+        return with_episodes(self.world, self.method.test_episodes)
 
 def job(
     folder, info:dict, # the run folder; the content of its config.json
@@ -274,7 +279,14 @@ def look(
 )->dict: # returns [S,K,N], reached [S,K,N] bool
     "Play every task of every split with greedy actions"
     agent = job.method.agent(job.cfg, job.progress.state, True)
-    return outcome(job.world, evaluate(job.world, agent, job.gens['eval']))
+    if not adapts(job): agent = replace(agent, between=None)
+    return outcome(job.tested, evaluate(job.tested, agent, job.gens['eval']))
+
+def adapts(
+    job:Job, # of a method with a setting `adapt_at`, or without
+)->bool:
+    "Does the agent adapt in this evaluation? An expensive adaptation may be left to the last one"
+    return getattr(job.cfg, 'adapt_at', 'all') == 'all' or job.frames >= job.info['frames']
 
 def measure(
     job:Job, sink:Sink, # what is measured; told of the result
@@ -285,7 +297,9 @@ def measure(
     means = {k: (v/max(p.count, 1)).tolist() for k, v in p.sums.items()}
     def plain(x): return float(f'{x:.6g}') if math.isfinite(x) else None
     rows = [dict(seed=seed, frames=frames, **row, metrics={k: plain(v[i]) for k, v in means.items()})
-            for i, (seed, row) in enumerate(zip(p.seeds, summary(job.world, out)))]
+            for i, (seed, row) in enumerate(zip(p.seeds, summary(job.tested, out)))]
+    if job.method.test_episodes: rows = [r | dict(episodes=job.tested.episodes) for r in rows]
+    if not adapts(job): rows = [r | dict(adapted=False) for r in rows]
     for row, returns in zip(rows, out['returns'].tolist()):
         if row['seed'] in p.frozen: row['frozen'] = p.frozen[row['seed']]
         row['by_task'] = [round(task[-1], 2) for task in returns]
@@ -423,7 +437,7 @@ def finish(
     "Write weights, table and pictures, and show the table"
     save_weights(job.folder, weights_of(job.progress.state), job.progress.seeds, job.frames)
     sound = [i for i, seed in enumerate(job.progress.seeds) if seed not in job.progress.frozen]
-    text = table(job.world, {k: v[sound] for k, v in look(job).items()}, job.info['method'])
+    text = table(job.tested, {k: v[sound] for k, v in look(job).items()}, job.info['method'])
     write_file(job.folder/'table.md', lambda p: p.write_text(text + '\n', encoding='utf-8'))
     files = pictures(job)
     for seed, f in job.progress.frozen.items():
@@ -452,7 +466,7 @@ def map_pictures(
     name:str, # of world and method, for the titles
 )->dict: # file name -> Figure
     "A test task, and imagined tasks where the method imagines; both of the stack's first seed"
-    world, state, seed = job.world, job.progress.state, job.progress.seeds[0]
+    world, state, seed = job.tested, job.progress.state, job.progress.seeds[0]
     gens = generators([2**31 - 1 - s for s in job.progress.seeds], job.info['device']) # noise that no training has seen
     traj = evaluate(world, job.method.agent(job.cfg, state, True), job.gens['eval'], 'test')
     reached = outcome(world, traj).get('reached')
@@ -465,7 +479,7 @@ def map_pictures(
     title = f'{name}, seed {seed}{fate}'
     figs = {'path.png': draw_path(world, traj.obs[0, :, k].cpu(), traj.task[0, 0, k].cpu(), maps, title)}
     if job.method.mixtures and cells_of(world, traj.task[:, 0]) is not None:
-        goals, weights, maps = (x[0].cpu() for x in imagined_maps(job.method, job.cfg, world, state, gens))
+        goals, weights, maps = (x[0].cpu() for x in imagined_maps(job.method, job.cfg, job.world, state, gens))
         figs['imagined.png'] = draw_dreams(world, goals, weights, maps, f'{name}, seed {seed}: imagined tasks')
     return figs
 
@@ -475,7 +489,7 @@ def motion_pictures(
     name:str, # of world and method, for the title
 )->dict: # file name -> Figure
     "Paths or velocities in the fixed tasks, of the stack's first seed"
-    world, seeds, device = job.world, job.progress.seeds, job.info['device']
+    world, seeds, device = job.tested, job.progress.seeds, job.info['device']
     tasks = world.family.splits['eval'].tasks.to(device)
     agent = job.method.agent(job.cfg, job.progress.state, True)
     motion = watch(world, agent, tasks.expand(len(seeds), -1, -1), resets(world, seeds, len(tasks), device))

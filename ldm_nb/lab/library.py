@@ -88,7 +88,7 @@ def evaluate(
     "Play every task of every split; raises `RunError` where there is nothing that has been learnt"
     if isinstance(what, tuple): world, agent = what
     elif seed is None:
-        world, found, name = (j := opened(what)).world, look(j), j.info['method']
+        world, found, name = (j := opened(what)).tested, look(j), j.info['method']
         return Evaluation(table(world, found, name), world.family.splits['eval'].tasks, **found)
     else: (world, agent), name = load(what, seed), f'seed {seed}'
     found = outcome(world, play(world, agent, generators([seed or 0])['eval']))

@@ -67,4 +67,4 @@ def load(
     seed = seeds[0] if seed is None else seed
     if seed not in seeds: raise RunError(f'{path} has no seed {seed}, but {seeds}')
     if not path.is_file(): return load_agent(path, seed, greedy)
-    return j.world, j.method.agent(j.cfg, take(j.progress.state, seeds.index(seed)), greedy)
+    return j.tested, j.method.agent(j.cfg, take(j.progress.state, seeds.index(seed)), greedy)

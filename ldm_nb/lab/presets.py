@@ -304,4 +304,4 @@ def load_agent(
         p, _ = newest(one, None, lambda text: None)
         if p is None: raise RunError(f'{folder} has neither weights nor a whole checkpoint of seed {seed}') from None
         weights = weights_of(p.state)
-    return one.world, one.method.agent(one.cfg, with_weights(weights), greedy)
+    return one.tested, one.method.agent(one.cfg, with_weights(weights), greedy)

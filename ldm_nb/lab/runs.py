@@ -137,6 +137,7 @@ def curves(
         row |= {k: cfg.get(k) for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
         row |= {k: [l[k] for l in mine] for k in CURVES if k in mine[0]}
         row |= {k: mine[-1].get(k) for k in ('per_task', 'frozen')}
+        row |= {k: mine[-1][k] for k in ('episodes',) if k in mine[-1]} # of a test task, where that is the method's
         row['sampled'] = [l.get('metrics', {}).get('return') for l in mine] # while training; at first None
         its = [s for s in parts if seed in s.get('seeds', [seed])]
         row |= dict(tasks=cfg['tasks'], segments=its, seconds=round(sum(s['seconds'] for s in its), 1))
