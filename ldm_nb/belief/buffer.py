@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from ..core.seeds import choose
 from ..core.optimisers import gradients, leaf, norm, adam, total
-from .decoder import VAE
 from .encoder import encode
 from .elbo import elbo, elbo_weights, vae_noise
 

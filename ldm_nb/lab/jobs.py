@@ -288,6 +288,7 @@ def adapts(
     "Does the agent adapt in this evaluation? An expensive adaptation may be left to the last one"
     return getattr(job.cfg, 'adapt_at', 'all') == 'all' or job.frames >= job.info['frames']
 
+# %% ../../nbs/lab/850_jobs.ipynb #342628a6
 def measure(
     job:Job, sink:Sink, # what is measured; told of the result
     clock:dict, # at (seconds) and frames of the evaluation before; updated
@@ -426,7 +427,7 @@ def in_buffer(
 )->int: # tasks a seed
     "Tasks that the buffer of a job holds"
     if 'buffer' not in job.progress.state: return 0
-    tasks = job.progress.state['stats'].get('tasks')
+    tasks = job.progress.state.get('stats', {}).get('tasks')
     if tasks is None: return stored(job.cfg, job.world, job.progress.iteration)
     return min(capacity(job.world, job.cfg.vae.buffer_size), int(tasks[:, 0].max()))
 

@@ -11,11 +11,11 @@ from ..core.errors import BadInput, RunError
 from ..core.seeds import generators, take
 from ..core.settings import settings, with_values
 from ..worlds.registry import WORLDS, make_world
-from ..training.trainer import Progress
+from ..training.trainer import Progress, with_weights
 from .config import read_config
 from .entries import METHODS, complete, method_of, plain, with_options
 from .jobs import Job, finished
-from .presets import assemble, load_agent, usable
+from .presets import assemble, load_agent, loaded, usable
 from .reproduce import kept_weights
 
 # %% ../../nbs/lab/882_opened.ipynb #88219007
@@ -52,7 +52,7 @@ def from_file(
     usable(made)
     info = dict(world=world, method=method, device='cpu', **about)
     return Job(path, info, made, method_of(made, method), run.method, generators(about['seeds']),
-               Progress(about['seeds'], dict(params=params)))
+               Progress(about['seeds'], with_weights(params)))
 
 # %% ../../nbs/lab/882_opened.ipynb #8821900d
 def load(
@@ -67,4 +67,4 @@ def load(
     seed = seeds[0] if seed is None else seed
     if seed not in seeds: raise RunError(f'{path} has no seed {seed}, but {seeds}')
     if not path.is_file(): return load_agent(path, seed, greedy)
-    return j.tested, j.method.agent(j.cfg, take(j.progress.state, seeds.index(seed)), greedy)
+    return j.tested, loaded(j, take(j.progress.state, seeds.index(seed)), greedy)

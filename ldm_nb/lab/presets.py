@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ROBOTS', 'QUICK', 'CHANGES', 'ROBOT', 'ROBOT_CHANGES', 'PRESETS', 'FRAMES', 'robot_changes', 'fitted', 'changes',
            'presets_of', 'preset', 'usual', 'interval', 'check', 'check_learner', 'usable', 'parse_seeds',
-           'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'load_agent']
+           'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'loaded', 'load_agent']
 
 # %% ../../nbs/lab/872_presets.ipynb #f5e886b8
 import math, re
 from dataclasses import replace
+from functools import partial
 from ..core.errors import BadInput, RunError, Unable, known
 from ..core.settings import check_value, override, rules, said, settings, sources, with_values
 from ..worlds.tasks import World
@@ -17,6 +18,8 @@ from ..worlds.gridworld import EXTRAPOLATION
 from ..worlds.simulator import load
 from ..worlds.registry import OURS, WORLDS, NoSuch, make_world
 from ..belief.buffer import capacity
+from ..policy.policy import Agent
+from ..evaluation.imagined_worlds import imagined_world
 from ..training.trainer import Method, frames_of, with_weights, weights_of
 from .config import check_config, read_config
 from .checkpoints import load_weights
@@ -289,6 +292,17 @@ def assemble(
     usable(world)
     return job(folder, info, world, method, run.method)
 
+# %% ../../nbs/lab/872_presets.ipynb #8f8eac68
+def loaded(
+    j:Job, state:dict, greedy:bool, # a job; the state of one seed; as in `load_agent`
+)->Agent:
+    "The agent; where its method imagines tasks, it can hand out some"
+    agent = j.method.agent(j.cfg, state, greedy)
+    if not j.method.mixtures: return agent
+    new = replace(agent, imagine=partial(imagined_world, j.method, j.cfg, j.world, state))
+    object.__setattr__(new, 'recipe', agent.recipe) # another process gets the agent without imagined tasks
+    return new
+
 # %% ../../nbs/lab/872_presets.ipynb #8f8eac65
 def load_agent(
     folder, # of a run
@@ -304,4 +318,4 @@ def load_agent(
         p, _ = newest(one, None, lambda text: None)
         if p is None: raise RunError(f'{folder} has neither weights nor a whole checkpoint of seed {seed}') from None
         weights = weights_of(p.state)
-    return one.tested, one.method.agent(one.cfg, with_weights(weights), greedy)
+    return one.tested, loaded(one, with_weights(weights), greedy)

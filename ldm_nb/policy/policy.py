@@ -152,6 +152,7 @@ class Agent(Remade):
     observe:Callable # memory, obs [S,B,O+1], action, reward [S,B] -> memory
     noise:Noise = Noise() # what it draws
     between:Callable = None # memory, an Episode, noise [S,B,...] or None -> memory; None: nothing happens
+    imagine:Callable = None # n, seed -> World of n imagined tasks; of an agent that was loaded from a run
 
     def __reduce__(self): return apart(super().__reduce__())
 

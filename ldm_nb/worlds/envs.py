@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST', 'COLOURS', 'WORLDS', 'spaces', 'asked', 'array', 'said', 'checked', 'fresh', 'advance', 'one_episode',
            'drawing', 'picture', 'Pictures', 'named', 'seeded', 'Batch', 'finals', 'fitting', 'WorldVectorEnv',
-           'WorldEnv', 'register']
+           'WorldEnv', 'ImaginedEnv', 'imagined', 'register']
 
 # %% ../../nbs/worlds/180_envs.ipynb #80f4e715
 import copy, os
@@ -394,6 +394,25 @@ class WorldEnv(gym.Env):
     def render(self): return self.batch.render()[0] if self.render_mode else None
     def close(self): self.batch.close()
     spec = property(lambda self: self._spec, lambda self, spec: self.__dict__.update(_spec=fitting(spec, self.batch)))
+
+# %% ../../nbs/worlds/180_envs.ipynb #61500002
+class ImaginedEnv(WorldVectorEnv):
+    "Environments of imagined tasks, one each; a reset begins the same tasks again"
+    def reset(self, *, seed=None, options=None):
+        tasks = self.batch.world.family.splits['train'].tasks
+        return super().reset(seed=seed, options=options or dict(task=tasks))
+
+def imagined(
+    agent, # an Agent that was loaded from a run whose method imagines tasks
+    n:int=8, # imagined tasks, an environment each
+    seed:int=0, # of the noise that they are made of
+    trial:bool=True, # the `N` episodes of a task, or one episode
+)->ImaginedEnv:
+    "Imagined tasks as a vector environment; raises `BadInput` where the agent imagines none"
+    if getattr(agent, 'imagine', None) is None:
+        raise BadInput('this agent imagines no tasks: load one of LDM, such as that in '
+                       'data/weights/gridworld-ldm.safetensors')
+    return ImaginedEnv(agent.imagine(n, seed), n, trial)
 
 # %% ../../nbs/worlds/180_envs.ipynb #23fcd49f
 def register()->list: # the ids
