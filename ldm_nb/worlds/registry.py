@@ -8,6 +8,7 @@ __all__ = ['WORLDS', 'OURS', 'TOLD', 'register_world', 'first_line', 'enter', 'w
 
 # %% ../../nbs/worlds/175_registry.ipynb #17519004
 import os, sys, traceback
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from ..core.errors import BadInput, Unable, known
@@ -92,8 +93,9 @@ def imported(
         raise NoSuch(f'{what} is {path}, but {module} cannot be imported: {failure(e)}') from e
     if hasattr(found, name): return getattr(found, name)
     if name in table: return table[name]
-    try: known(name, [k for k in vars(found) if not k.startswith('_')], what)
-    except BadInput as e: raise NoSuch(f"{what} is {path}: in {getattr(found, '__file__', module)} {e}") from None
+    near = get_close_matches(name, [k for k in vars(found) if not k.startswith('_')], 1, .4)
+    guess = f'; did you mean {near[0]!r}?' if near else ''
+    raise NoSuch(f"{what} is {path}, but {getattr(found, '__file__', module)} has no {name!r}{guess}")
 
 # %% ../../nbs/worlds/175_registry.ipynb #1751900f
 def maker(
