@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROBOTS', 'QUICK', 'CHANGES', 'ROBOT', 'ROBOT_CHANGES', 'PRESETS', 'FRAMES', 'robot_changes', 'fitted', 'changes',
-           'presets_of', 'preset', 'usual', 'interval', 'check', 'check_learner', 'usable', 'parse_seeds',
+           'presets_of', 'preset', 'usual', 'interval', 'check_learner', 'check', 'usable', 'parse_seeds',
            'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'loaded', 'load_agent']
 
 # %% ../../nbs/lab/872_presets.ipynb #f5e886b8
@@ -141,6 +141,27 @@ def interval(
     "Frames between evaluations (ours: ten to twenty times as often as the release)"
     return 192_000 if world.n_actions else 160_000
 
+# %% ../../nbs/lab/872_presets.ipynb #872f0012
+def check_learner(
+    s:dict, world:World, # of `settings`; where
+)->None:
+    "Raises `BadInput` as `check` does, for the settings of experience and learning"
+    T, B, k, name = s.get('chunk', 0) or world.steps, s['workers'], s.get('minibatches', 1), world.family.name
+    if 'chunk' in s and T < world.horizon:
+        raise BadInput(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
+    if not s.get('chunk', 1) and world.deaths:
+        raise BadInput(f'chunk is 0: tasks of {name} may end early, give it the steps of an iteration, such as '
+                       f'{world.steps}')
+    if T*B % k:
+        raise BadInput(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
+    if k > 1 and not s['shuffled']: raise BadInput(f'minibatches is {k}: set shuffled to true, or leave it 1')
+    old, ratios = s.get('old_values') == 'recorded', s.get('ratio_clip')
+    if old and (s.get('chunk') or ratios):
+        why = 'tasks outlast an iteration' if s.get('chunk') else f'ratio_clip is {ratios}'
+        raise BadInput(f'old_values is recorded: {why}, set it to recomputed')
+    if s.get('decoder_inputs') == 'transition' and not s['action_embedding']:
+        raise BadInput('action_embedding is 0: the decoder reads actions too, give it at least 1')
+
 # %% ../../nbs/lab/872_presets.ipynb #50a7f075
 def check(
     cfg, # settings of a method
@@ -171,27 +192,6 @@ def check(
         raise BadInput(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
     if method and method.check: method.check(cfg, world)
     return cfg
-
-# %% ../../nbs/lab/872_presets.ipynb #872f0012
-def check_learner(
-    s:dict, world:World, # of `settings`; where
-)->None:
-    "Raises `BadInput` as `check` does, for the settings of experience and learning"
-    T, B, k, name = s.get('chunk', 0) or world.steps, s['workers'], s.get('minibatches', 1), world.family.name
-    if 'chunk' in s and T < world.horizon:
-        raise BadInput(f'chunk is {T}: allowed is {world.horizon}, the steps of an episode, or more')
-    if not s.get('chunk', 1) and world.deaths:
-        raise BadInput(f'chunk is 0: tasks of {name} may end early, give it the steps of an iteration, such as '
-                       f'{world.steps}')
-    if T*B % k:
-        raise BadInput(f'minibatches is {k}: the {T} x {B} transitions of an iteration cannot be dealt out evenly')
-    if k > 1 and not s['shuffled']: raise BadInput(f'minibatches is {k}: set shuffled to true, or leave it 1')
-    old, ratios = s.get('old_values') == 'recorded', s.get('ratio_clip')
-    if old and (s.get('chunk') or ratios):
-        why = 'tasks outlast an iteration' if s.get('chunk') else f'ratio_clip is {ratios}'
-        raise BadInput(f'old_values is recorded: {why}, set it to recomputed')
-    if s.get('decoder_inputs') == 'transition' and not s['action_embedding']:
-        raise BadInput('action_embedding is 0: the decoder reads actions too, give it at least 1')
 
 # %% ../../nbs/lab/872_presets.ipynb #90c0de02
 def usable(
