@@ -6,10 +6,10 @@
 __all__ = ['collected', 'about_world', 'choices']
 
 # %% ../../nbs/lab/874_collected.ipynb #87419004
-from ..core.settings import rules, settings, sources
+from ..core.settings import rules, sources
 from ..worlds.registry import TOLD, WORLDS, first_line, make_world, maker, options_of
 from .catalogue import ABOUT
-from .entries import METHODS, as_stored, named_method, plain, plain_settings, plain_sources
+from .entries import METHODS, as_stored, named_method, plain, plain_sources
 from .presets import changes, presets_of, usual
 
 # %% ../../nbs/lab/874_collected.ipynb #87419007

@@ -109,7 +109,8 @@ def config(
     e:Experiment, # a row
 ): # settings of its method
     "The preset with the row's changes; raises `BadInput` where they are out of range"
-    return check(whole(e).method, world_of(e))
+    world = world_of(e)
+    return check(whole(e).method, world, method_of(world, e.method))
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0004
 def chosen(
