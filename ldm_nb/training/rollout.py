@@ -66,10 +66,11 @@ def scan(
         trial, seen = step(world, was, action, None if reset is None else reset[:, t+1], inside)
         reward = seen.reward if shown is None else shown(t, no if t else ~no, obs, action, seen.obs, seen.reward)
         h = agent.observe(h, seen.obs, action, reward)
-        now = Step(was, obs, action, value, reward, seen, h)
-        if agent.between: h, last = adapted(world, agent, now, last, own['episode'])
-        yield now._replace(memory=h)
-        obs = seen.obs
+        now, obs = Step(was, obs, action, value, reward, seen, h), seen.obs
+        if agent.between:
+            h, last = adapted(world, agent, now, last, own['episode'])
+            now = now._replace(memory=h)
+        yield now
 
 # %% ../../nbs/training/500_rollout.ipynb #8e7353d9
 @torch.no_grad()
@@ -79,16 +80,18 @@ def rollout(
     reset:Tensor=None, shown:Callable=None, noise:dict=None, # as in `scan`
 )->Traj:
     "`T` steps of every worker from the beginning of its task"
-    horizon, kept = world.horizon, []
+    kept, ends = [], []
     for s in scan(world, agent, task, u, reset, shown, noise):
-        x = s.seen
-        kept.append((s.obs, x.obs, s.action, s.reward, x.reward, s.value, x.end, x.done, s.trial.step))
-    *fields, v, end, done, at = (torch.stack(x, 1) for x in zip(*kept))
-    last = agent.act(s.memory, x.obs, u[:, -1])[1]
-    no, T = torch.zeros_like(end), u.shape[1]
-    first, died = torch.arange(T, device=end.device)[:, None] == 0, end & (at + 1 < horizon) if world.deaths else no
-    tasks = task[:, None].expand(-1, T, -1, -1)
-    return Traj(*fields, v, torch.cat([v[:, 1:], last[:, None]], 1), no | first, end, done, died, no, tasks)
+        first, x = s.obs if not kept else first, s.seen
+        kept.append((x.obs, s.action, s.reward, x.reward, s.value, x.end, x.done))
+        if world.deaths: ends.append(s.trial.step + 1 < world.horizon)
+    after, *fields, v, end, done = (torch.stack(x, 1) for x in zip(*kept))
+    last, no = agent.act(s.memory, x.obs, u[:, -1])[1], torch.zeros_like(end)
+    fresh, died = no.clone(), end & torch.stack(ends, 1) if ends else no
+    fresh[:, 0].fill_(True)
+    def shifted(x, y): return torch.cat([x, y], 1)
+    return Traj(shifted(first[:, None], after[:, :-1]), after, *fields, v, shifted(v[:, 1:], last[:, None]), fresh, end,
+                done, died, no, task[:, None].expand(-1, len(kept), -1, -1))
 
 # %% ../../nbs/training/500_rollout.ipynb #8e7353db
 class Episode(NamedTuple):
