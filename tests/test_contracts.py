@@ -5,14 +5,18 @@ import dataclasses, json
 import pytest
 import torch
 
-from ldm_nb.core.seeds import generators
+from ldm_nb.core.seeds import flat, generators, take
 from ldm_nb.evaluation.evaluate import evaluate, outcome, with_episodes
 from ldm_nb.evaluation.motion import watch
 from ldm_nb.lab import presets
+from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
+from ldm_nb.lab.crew import Crew
+from ldm_nb.lab.duet import Duet
 from ldm_nb.lab.cli import main
 from ldm_nb.methods import rl2
 from ldm_nb.policy.policy import Agent, Noise, sample
 from ldm_nb.training.rollout import rollout
+from ldm_nb.training.trainer import Progress, train
 from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.worlds.tasks import Box, Discrete, Family, World, finite
 
@@ -142,3 +146,96 @@ def test_test_episodes_and_expensive_adaptation(how, tmp_path, monkeypatch, caps
 def test_more_episodes():
     world = with_episodes(gridworld(), 20)
     assert world.steps == 600 and with_episodes(gridworld(), None).episodes == 4
+
+
+# One form of each method: either learner on either kind of world, whole tasks or parts of them
+
+PPO = dict(ratio_clip=.1, old_values='recomputed', shuffled=True, minibatches=4, epochs=2, value_loss='huber', optimiser='adam', scale_observations=True,
+           scale_rewards=True, scale_advantages=True, state_conditioned=True, encoder_loss='elbo', precollect=0, average=.9)
+A2C = dict(ratio_clip=0., shuffled=False, minibatches=1, epochs=1, value_loss='squared', optimiser='rmsprop', scale_observations=False,
+           scale_rewards=False, scale_advantages=False)
+SMALL = dict(workers=4, posteriors=4, transitions=3, vae_batch=2, buffer_size=12, mixture_workers=1, vae_updates=1)
+WAYS = {  # world, settings
+    'ppo': ('gridworld', PPO), 'parts': ('gridworld', dict(chunk=60, old_values='recomputed', encoder_loss='elbo', precollect=0)),
+    'a2c': ('cheetah-vel', A2C), 'cut': ('gridworld', PPO | dict(chunk=30, episode_end='cut', task_end='bootstrap'))}
+METHODS = [k for k, e in presets.METHODS.items() if not e.oracle]
+
+def made(way, method):
+    name, how = WAYS[way]
+    world = presets.make_world(name, **dict(horizon=30) if name == 'cheetah-vel' else {})
+    cfg, m = presets.preset(name, method), presets.method_of(world, method)
+    mine = dict(chunk=30) if name == 'cheetah-vel' else {}
+    idle = ('transitions',) if presets.settings(cfg).get('decoder') == 'multi-head' else ()
+    cfg = presets.override(cfg, **{k: v for k, v in (SMALL | mine | how).items() if k in presets.settings(cfg) and k not in idle})
+    return world, presets.check(cfg, world, m), m
+
+def run(what, seeds, iterations, progress=None, gens=None, step=None):
+    world, cfg, m = what
+    gens = gens or generators(seeds)
+    return train(m, cfg, world, gens, progress or Progress(seeds, m.init(cfg, world, gens)), iterations, 100, step=step), gens
+
+def same(a, b):
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('way', WAYS)
+def test_either_learner_on_either_world(way, method, tmp_path):
+    "A seed in a stack is the seed alone, a resumed run is the same run, a crew's too, and something is learnt"
+    what = made(way, method)
+    whole, _ = run(what, [3, 7], 4)
+    alone, _ = run(what, [7], 4)
+    same(take(whole.state, 1), alone.state)
+    half, gens = run(what, [3, 7], 2)
+    path, again = save_checkpoint(tmp_path, half, gens, 12 if 'buffer' in half.state else 0), generators([3, 7])
+    fresh = what[2].init(what[1], what[0], again)
+    same(run(what, [3, 7], 4, load_checkpoint(path, [3, 7], again, fresh.get('buffer')), again)[0].state, whole.state)
+    gens = generators([3, 7])
+    p = Progress([3, 7], what[2].init(what[1], what[0], gens))
+    begun = {k: v.clone() for k, v in flat(p.state['params']).items()}
+    with Crew(what[2], what[1], what[0], gens, p, 2) as crew:
+        run(what, [3, 7], 4, p, gens, crew.step)
+        crew.fetch(p)
+    same(p.state, whole.state)
+    assert all((v != begun[k]).any() for k, v in flat(p.state['params']).items() if k.startswith(('encoder', 'heads')))
+
+def test_a_duet_with_running_moments():
+    "The second process sees the moments of observations, which the first one renews"
+    what = made('ppo', 'ldm')
+    alone, _ = run(what, [7], 4)
+    gens = generators([7])
+    p = Progress([7], what[2].init(what[1], what[0], gens))
+    with Duet(what[2], what[1], what[0], gens, p) as duet:
+        for i in (2, 4):
+            run(what, [7], i, p, gens, duet.step)
+            duet.fetch(p)
+    same(p.state, alone.state)
+
+def test_a_seed_that_diverges_keeps_all_that_an_iteration_replaces():
+    "Networks, moments, and where the workers stand: as they were before the spoilt update"
+    what = made('cut', 'ldm')
+    def update(cfg, world, state, exp, noise, i):
+        new, metrics = what[2].update(cfg, world, state, exp, noise, i)
+        return new, metrics | ({'value': torch.tensor([metrics['value'][0], float('nan')])} if i == 2 else {})
+    p, _ = run((*what[:2], what[2]._replace(update=update)), [3, 7], 5)
+    before, _ = run(what, [3, 7], 2)
+    assert p.frozen == {7: dict(iteration=2, term='value')}
+    for k in ('params', 'opt', 'stats', 'workers'): same(take(p.state[k], 1), take(before.state[k], 1))
+    assert not torch.equal(p.state['workers']['past']['after'][0], before.state['workers']['past']['after'][0])
+
+def test_nobody_says_by_name_what_an_iteration_replaces():
+    "One function does"
+    from pathlib import Path
+    import ldm_nb
+    for f in Path(ldm_nb.__file__).parent.rglob('*.py'):
+        assert "('params', 'opt'" not in f.read_text() or f.name == 'trainer.py', f
+
+@pytest.mark.parametrize('options,says', [
+    (['--ratio-clip', '.1'], 'old_values is recorded: ratio_clip is 0.1'), (['--chunk', '60'], 'old_values is recorded: tasks outlast'),
+    (['--minibatches', '2'], 'set shuffled to true'), (['--chunk', '20'], 'chunk is 20: allowed is 30'),
+    (['--method', 'varibad', '--epochs', '2'], 'encoder_loss is joint'), (['--imagined-rewards', 'one-goal'], 'set imagined_task to fixed'),
+    (['--chunk', '60', '--old-values', 'recomputed', '--imagined-task', 'fixed'], 'only expected and moving')])
+def test_what_does_not_go_together_is_said_at_the_door(options, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: main(['train', 'gridworld', *options, '--out', str(tmp_path/'run')])
+    assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/'run').exists()
