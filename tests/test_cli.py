@@ -148,7 +148,7 @@ BAD = {
     'no workers': (['train', 'gridworld', '--workers', '0'], 'workers is 0: there must be at least one'),
     'one worker': (['train', 'gridworld', '--workers', '1'], 'must leave the only worker normal'),
     "another method's": (['train', 'gridworld', '--method', 'rl2', '--beta', '2'], 'beta is a setting of ldm, not of rl2'),
-    "another world's": (['train', 'gridworld', '--minibatches=2'], 'on ant-dir, ant-goal, cheetah-vel, not on gridworld'),
+    "another world's": (['train', 'gridworld', '--contact-forces'], 'contact_forces is an option of ant-dir, ant-goal'),
     'many seeds': (['train', 'gridworld', '--seeds', '0:20000000'], 'at most 1024'),
     'far too many seeds': (['train', 'gridworld', '--seeds', '0:9999999999'], 'at most 1024'),
     'digits of a seed': (['train', 'gridworld', '--seeds', '9'*5000], 'at most 1024'),

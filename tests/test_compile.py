@@ -78,6 +78,6 @@ def test_no_compiler_is_one_line(monkeypatch, capsys):
     "Where no compiler works, a run says so and goes on without"
     def missing(*_, **__): raise RuntimeError('No working C++ compiler found\nand much more')
     monkeypatch.setattr(torch, 'compile', missing)
-    assert not can_compile('cpu', WORLD)
+    assert not can_compile('cpu', WORLD, None)
     assert capsys.readouterr().err == \
         'ldm: no compiler works here (RuntimeError: No working C++ compiler found); going on without --compile\n'

@@ -40,7 +40,8 @@ def default(name):
 def made(world, method, **changes):
     "A small run: world, settings, method"
     cfg, how = preset(world, method), dict(horizon=30) if world in ROBOTS else {}
-    cfg = override(cfg, **{k: v for k, v in (SMALL | changes).items() if k in settings(cfg)})
+    small = SMALL if how else {k: v for k, v in SMALL.items() if k not in ('chunk', 'minibatches')}
+    cfg = override(cfg, **{k: v for k, v in (small | changes).items() if k in settings(cfg)})
     return ROBOTS[world](**how) if how else WORLD, cfg, method_of(world, method)
 
 def trained(what, seeds=(3, 7), iterations=2, within=lambda *parts: nullcontext()):
@@ -222,7 +223,7 @@ def agents():
             for change in (dict(), dict(average=.9, state_conditioned=True)):
                 w, cfg, m = made(world, method, **change)
                 state = m.init(cfg, w, generators([3, 7]))
-                for greedy in (False, True): yield w, m.agent(cfg, take(dict(params=state['params']), 1), greedy)
+                for greedy in (False, True): yield w, m.agent(cfg, take(dict(params=state['params'], stats=state['stats']), 1), greedy)
 
 def test_agents_in_another_process(tmp_path, whole):
     some = [*agents(), *(load_agent(whole(w), s) for w in ('gridworld', 'cheetah-vel') for s in (3, 7))]

@@ -122,7 +122,7 @@ def test_a_finished_run_draws_them(tmp_path, monkeypatch):
     world = MADE['vel']
     monkeypatch.setattr(jobs, 'measured', lambda folder: {3: [{}]}); monkeypatch.setattr(jobs, 'curves', lambda *a: None)
     monkeypatch.setattr(jobs, 'draw_curves', lambda *a: Figure())
-    script = SimpleNamespace(agent=lambda cfg, state, greedy: flail(world), network=None, mixtures=None)
+    script = SimpleNamespace(agent=lambda cfg, state, greedy: flail(world), network=None, mixtures=None, test_episodes=None)
     info = dict(world='cheetah-vel', method='script', device='cpu')
     job = jobs.Job(tmp_path, info, world, script, None, None, SimpleNamespace(seeds=[3, 7], state=None))
     assert [f.name for f in jobs.pictures(job)] == ['curves.png', 'motion.png']
@@ -202,7 +202,7 @@ def run(tmp_path, monkeypatch):
     world = MADE['vel']
     folder = tmp_path/'run'
     folder.mkdir()
-    monkeypatch.setattr(cli, 'assemble', lambda *a, **k: SimpleNamespace(world=world, info=dict(seeds=[3, 7], method='script')))
+    monkeypatch.setattr(cli, 'assemble', lambda *a, **k: SimpleNamespace(world=world, tested=world, info=dict(seeds=[3, 7], method='script')))
     monkeypatch.setattr(cli, 'load_agent', lambda folder, seed: (world, flail(world, .1*seed)))
     return folder
 

@@ -9,6 +9,8 @@ from ldm_nb.lab import presets
 from ldm_nb.lab.cli import main
 from ldm_nb.core.seeds import flat, generators, take
 from ldm_nb.core.files import read_jsonl
+from ldm_nb.belief.elbo import elbo, vae_noise
+from ldm_nb.belief.encoder import encode
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.worlds.simulator import load
@@ -140,3 +142,35 @@ def test_refused_at_the_door(options, message, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(presets, 'load', lambda body: load(dataclasses.replace(body, file='nowhere.xml')))
     with pytest.raises(SystemExit) as e: main(['train', 'cheetah-vel', '--method', *options, '--out', str(tmp_path/'run')])
     assert e.value.code == (1 if len(options) == 1 else 2) and message in capsys.readouterr().err and not (tmp_path/'run').exists()
+
+
+def judged(few, world, params, noise, o, x, y, valid):
+    post = encode(params['encoder'], o[:, 1:], x, y)
+    return elbo(params, few, world, post, o[:, 1:], y, noise, x, o[:, :-1], valid)
+
+def test_what_follows_the_end_of_a_task_is_no_data():
+    "Nonsense after the end of a task changes no term of the ELBO"
+    world, cfg, m = made('cheetah-vel', 'varibad')
+    gens, T = generators([0, 1]), world.steps
+    params, g = m.init(cfg, world, gens)['params'], torch.Generator().manual_seed(0)
+    o, x, y = (torch.randn(2, n, 10, *d, generator=g) for n, d in ((T + 1, (21,)), (T, (6,)), (T, ())))
+    valid, few = (torch.arange(T) < 20).float()[None, :, None].expand_as(y), dataclasses.replace(cfg.vae, posteriors=9, transitions=11)
+    noise = vae_noise(gens['vae'], few, cfg.encoder, world, 10)
+    def terms(k): return judged(few, world, params, noise, *(torch.cat([v[:, :n], k*v[:, n:]], 1) for v, n in ((o, 21), (x, 20), (y, 20))), valid)
+    for a, b in zip(terms(1).values(), terms(7).values()): assert torch.equal(a, b)
+
+def test_chosen_pairs_stand_for_all_that_count():
+    "The mean over choices is the sum over all pairs, where tasks have different lengths"
+    world, cfg, m = made('cheetah-vel', 'varibad')
+    gens, T = generators([0, 1]), world.steps
+    params, g = m.init(cfg, world, gens)['params'], torch.Generator().manual_seed(0)
+    o, x, y = (torch.randn(2, n, 10, *d, generator=g) for n, d in ((T + 1, (21,)), (T, (6,)), (T, ())))
+    valid = (torch.arange(T)[:, None] < torch.linspace(T//4, T, 10)).float()[None].expand_as(y)
+    few = dataclasses.replace(cfg.vae, posteriors=8, transitions=12)
+    def once():
+        n = vae_noise(gens['vae'], few, cfg.encoder, world, 10)
+        return judged(few, world, params, n | dict(eps=0*n['eps']), o, x, y, valid)['reconstruction']
+    got, every = torch.stack([once() for _ in range(80)]), dataclasses.replace(few, posteriors=0, transitions=0)
+    noise = vae_noise(gens['vae'], every, cfg.encoder, world, 10)
+    want = judged(every, world, params, noise | dict(eps=0*noise['eps']), o, x, y, valid)['reconstruction']
+    assert ((got.mean(0) - want).abs() < 4*got.std(0)/80**.5).all()

@@ -17,12 +17,12 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 import torch
-from ..core.errors import BadInput, RunError, Unable, known
+from ..core.errors import BadInput, RunError, Unable
 from .terminal import err, out, told_apart
 from ..core.bits import one_thread
 from ..core.files import append_jsonl, write_file
 from ..core.settings import override, rules, settings, sources
-from ..worlds.registry import OURS, WORLDS, make_world, options_of as options_in
+from ..worlds.registry import WORLDS, make_world, options_of as options_in
 from ..training.trainer import Diverged, frames_of
 from .crew import Gone, keep_memory, cores
 from .graphs import compiler_trouble
@@ -119,18 +119,16 @@ def check_settings(
     argv:list, options:list, # arguments that are not yet parsed; all options there are
     world:str, method:str, # of the run
 )->None:
-    "Raises `BadInput` where an option is a setting of another method, of the same one on other worlds, or of a world"
+    "Raises `BadInput` where an option is a setting of another method, or an option of another world"
     mine = {o.name for o in options}
     given = [a[2:].split('=')[0].replace('-', '_').removeprefix('no_') for a in argv if a.startswith('--')]
     for k in given:
         if k in mine: continue
         others = [m for m in METHODS if k in settings(preset(world, m))]
-        elsewhere = [w for w in OURS if k in settings(preset(w, method))]
         having = [w for w in WORLDS if k in settings(options_in(w))]
         if others:
             raise BadInput(f"{k} is a setting of {', '.join(others)}, not of {method}; "
                            f'see: ldm list --method {others[0]}')
-        if elsewhere: raise BadInput(f"{k} is a setting of {method} on {', '.join(elsewhere)}, not on {world}")
         if having: raise BadInput(f"{k} is an option of {', '.join(having)}, not of {world}")
 
 # %% ../../nbs/lab/884_cli.ipynb #af03f6a1
@@ -174,9 +172,10 @@ def describe(
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
-    check(cfg, world)
-    threads = set_device(run.device, run.threads, most(method_of(world, run.method), cfg, len(seeds)))
-    faster = run.compile and can_compile(run.device, world)
+    method = method_of(world, run.method)
+    check(cfg, world, method)
+    threads = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
+    faster = run.compile and can_compile(run.device, world, cfg)
     usable(world)
     frames = iterations(cfg, world, frames)*frames_of(cfg, world) # whole iterations
     command = shlex.join(['ldm', 'train', *without(argv, '--out')])
@@ -261,7 +260,7 @@ def resumed(
     device = job.info['device']
     wanted = run.threads or info['threads']*(device == info['device']) # another device: all cores
     threads = set_device(device, wanted, most(job.method, job.cfg, len(info['seeds'])))
-    job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device, job.world))
+    job.info |= dict(threads=threads, compile=info.get('compile', False) and can_compile(device, job.world, job.cfg))
     if frames: job.info['frames'] = iterations(job.cfg, job.world, frames)*job.chunk
     restore(job, lambda text: err.write(text + '\n'))
     if job.frames > (wanted := job.info['frames']):
@@ -413,7 +412,7 @@ def start_bench(
     if not 1 <= run.iterations <= 10_000: raise BadInput(f'iterations is {run.iterations}: allowed is 1 to 10000')
     method = method_of(world, run.method)
     processes = set_device(run.device, run.threads, most(method, cfg, len(seeds)))
-    faster = run.compile and can_compile(run.device, world)
+    faster = run.compile and can_compile(run.device, world, cfg)
     record = dict(world=run.world) | bench(method, cfg, world, seeds, run.device, processes, run.iterations,
                                            faster=faster)
     command = shlex.join(['ldm', 'bench', *without(argv, '--json')])

@@ -10,11 +10,11 @@ __all__ = ['METHODS', 'OWN', 'Entry', 'checked_method', 'register_method', 'entr
 import json
 from dataclasses import dataclass, is_dataclass
 from ..core.errors import BadInput, known
-from ..core.settings import override, rules, said, settings, sources
+from ..core.settings import override, said, settings, sources
 from ..worlds.tasks import World
 from ..worlds.registry import NoSuch, enter, failure, first_line, imported, make_world, options_of
 from ..training.trainer import Method
-from ..methods import rl2, varibad, ldm, mixreg, one_goal
+from ..methods import rl2, varibad, mixreg, one_goal
 from .options import Train, options_of as options_of_command
 
 # %% ../../nbs/lab/870_entries.ipynb #87019007
@@ -110,8 +110,8 @@ def plain_sources(
 )->dict: # setting -> where its value in `plain` comes from
     "The comments beside them"
     cfg, changed = named_method(method).method.config(), by_actions(world, method)
-    meaning = {k: text.split(';')[0] for k, text in sources(cfg).items()}
-    return sources(cfg) | {k: f'{meaning[k]}; {where}' for k, (_, where) in changed.items()}
+    said = sources(cfg)
+    return said | {k: f'{said[k]} | here: {where}' for k, (_, where) in changed.items()}
 
 # %% ../../nbs/lab/870_entries.ipynb #87019011
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import contextlib, io
 from pathlib import Path
 from typing import NamedTuple
 from torch import Tensor
-from ..core.errors import BadInput, RunError
+from ..core.errors import BadInput
 from ..core.bits import one_thread
 from ..core.settings import of_kind, rules
 from ..core.seeds import generators
@@ -18,7 +18,7 @@ from ..evaluation.evaluate import evaluate as play, outcome, table
 from ..evaluation.records import record_name
 from .cli import dispatch
 from .entries import with_options
-from .jobs import Job, look
+from .jobs import look
 from .opened import load, opened
 from .presets import preset as preset_of
 

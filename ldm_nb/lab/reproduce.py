@@ -20,7 +20,7 @@ from ..core.errors import BadInput, RunError, known
 from ..core.seeds import flat, generators, nest, tree_map
 from ..worlds.tasks import World
 from ..worlds.registry import WORLDS, make_world
-from ..training.trainer import Progress, frames_of, iterate
+from ..training.trainer import Progress, frames_of, iterate, with_weights
 from ..core.files import write_file
 from ..evaluation.records import check_name, read_records, record_name
 from .config import read_config
@@ -109,7 +109,8 @@ def config(
     e:Experiment, # a row
 ): # settings of its method
     "The preset with the row's changes; raises `BadInput` where they are out of range"
-    return check(whole(e).method, world_of(e))
+    world = world_of(e)
+    return check(whole(e).method, world, method_of(world, e.method))
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0004
 def chosen(
@@ -480,7 +481,7 @@ def kept_networks(
         params, about = kept_weights(path)
         i = [about['seeds'].index(s) for s in seeds]
         if of(e, about['config']): raise RunError(f'{path} is of other settings than {e.name}: keep its weights again')
-        state = dict(params=tree_map(lambda x: x[i], params))
+        state = with_weights(tree_map(lambda x: x[i], params))
         found[label(e)] = Networks(config(e), state, seeds, about['frames'])
         shown.append((e, label(e)))
     check_labels(shown)

@@ -119,9 +119,9 @@ def mixed_steps(
         def both(x): return flat_rows(mix(x.view_as(w)))
         mixed = ('logp', 'value', 'advantage', 'target') if cfg.mixing.supervision == 'mixed' else ('logp', 'value')
         goal = plain | {k: both(plain[k]) for k in mixed if k in plain}
-        two, read = mixed_experience(cfg, old, exp, workers, i, w), memories_of
-        if cfg.mixing.mixed_at == 'latents':
-            def read(encoder, two): return at_latents(memories_of(encoder, exp), mix, w)
+        two = mixed_experience(cfg, old, exp, workers, i, w)
+        def mixed_read(encoder, two): return at_latents(memories_of(encoder, exp), mix, w)
+        read = mixed_read if cfg.mixing.mixed_at == 'latents' else memories_of
         rows = None if order is None else order[:, k:k+1]
         params, opt, more = policy_steps(cfg, dict(state, params=params, opt=opt), two, reward, rows, names, goal, read)
         other = (i != torch.arange(w.shape[2], device=i.device))[:, None]

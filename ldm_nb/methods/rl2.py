@@ -9,7 +9,7 @@ __all__ = ['SIZES', 'LARGE', 'STAGES', 'METHOD', 'RL2', 'init', 'agent', 'draw_n
 from dataclasses import dataclass
 from functools import partial
 import torch
-from ..core.settings import one_of, said, size, within
+from ..core.settings import one_of, said, within
 from ..core.optimisers import init_moments
 from ..worlds.tasks import Box, Family, World, finite
 from ..belief.encoder import EncoderSize, init_encoder

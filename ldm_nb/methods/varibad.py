@@ -36,7 +36,7 @@ def one_latent(
 
 # %% ../../nbs/methods/710_varibad.ipynb #4ce19e08
 def one_step(
-    cfg, # settings of variBAD
+    cfg, world=None, # settings of variBAD; not used
 )->None:
     "Raises `BadInput` where settings do not fit the encoder's loss"
     L, joint = cfg.learner, cfg.encoder_loss == 'joint'
@@ -64,7 +64,7 @@ class VariBAD:
     learner:Learner = Learner(encoder_lr=1e-3) # the encoder's step size is the VAE's; release: variBAD, grid
     vae:VAE = VAE(decoder='multi-head', p_drop=0., vae_updates=1, kl_weight=1.) # release: variBAD, grid
 
-    def __post_init__(self): one_latent(self); one_step(self)
+    def __post_init__(self): one_latent(self)
 
 # %% ../../nbs/methods/710_varibad.ipynb #4ce19e09
 ROBOTS = SIZES | TRANSITIONS | ( # setting -> value and source
@@ -161,4 +161,5 @@ def network(
     "The latent dynamics network, for pictures"
     return state['params']['encoder'], state['params']['decoder'], cfg.vae
 
-METHOD = Method('varibad', VariBAD, init, draw_noise, collect, update, agent, ROBOTS, stages=STAGES, network=network)
+METHOD = Method('varibad', VariBAD, init, draw_noise, collect, update, agent, ROBOTS, one_step, stages=STAGES,
+                network=network)

@@ -20,7 +20,7 @@ from ..policy.onpolicy import POLICY, deal, flat_rows, moved, policy_steps
 from ..policy.policy import Agent, action_noise
 from .rollout import Traj, rollout, task_return
 from .workers import Workers, go_on, idle
-from .past import no_past, past_of, remember, remembered
+from .past import no_past, remember, remembered
 
 # %% ../../nbs/training/516_experience.ipynb #51600007
 def first_workers(

@@ -128,7 +128,7 @@ def distinct(
 @remade
 def gridworld(
     family:Family=GRIDWORLD, # which goals
-    episodes:int=EPISODES, # N
+    episodes:int=EPISODES, # N, episodes of a task; paper: section 5.1
 )->World:
     """The gridworld with the goals of a family
 
