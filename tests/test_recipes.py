@@ -123,10 +123,13 @@ for world in (Point(), Traps()):
     assert python(here, '-c', code) == 'True True True True'
 
 def test_a_bonus_of_zero_is_rl2(here, tmp_path):
-    "With `--bonus 0` the same networks as RL2; with more, others"
-    argv = ['my_worlds:Maze', '--seeds', '3', '--frames', '1000', '--workers', '4']
-    for name, more in {'rl2': ['rl2'], 'none': ['my_methods:COUNT', '--bonus', '0'], 'bonus': ['my_methods:COUNT', '--bonus', '0.3']}.items():
-        ldm(here, 'train', *argv, '--method', *more, '--out', tmp_path/name)
+    "With a bonus of 0 the same curves as RL2, to the last digit; with more, others"
+    code = '''
+import sys, ldm_nb
+for name, method, more in ('rl2', 'rl2', {}), ('none', 'my_methods:COUNT', dict(bonus=0.)), ('bonus', 'my_methods:COUNT', dict(bonus=.3)):
+    ldm_nb.train('my_worlds:Maze', method, out=sys.argv[1] + '/' + name, seeds='3,7', frames=1000, workers=4, **more)
+'''
+    assert python(here, '-c', code, tmp_path) == ''
     def curves(name):
         rows = [json.loads(l) for l in (tmp_path/name/'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
         return [r | dict(metrics={k: v for k, v in r['metrics'].items() if k != 'places'}) for r in rows]
