@@ -135,13 +135,17 @@ for name, method, more in ('rl2', 'rl2', {}), ('none', 'my_methods:COUNT', dict(
         return [r | dict(metrics={k: v for k, v in r['metrics'].items() if k != 'places'}) for r in rows]
     assert curves('none') == curves('rl2') != curves('bonus')
 
-def test_bad_values_and_other_folders(here, run, tmp_path):
-    "One line that says what to do"
-    assert ldm(here, 'train', 'gridworld', '--method', 'my_methods:COUNT', '--bonus', '-1', status=2) == 'ldm: bonus is -1.0: allowed is 0 to 100'
-    text = ldm(here, 'list', 'gridworld', '--method', 'my_methods:COUNT')
-    assert 'reward for a place that is new in this task; mine' in text
-    for argv in (['train', 'my_worlds:Maze'], ['evaluate', run]):
-        text = ldm(tmp_path, *argv, status=2)
-        assert 'there is no module my_worlds here: run this in the folder where my_worlds.py lies, or add that folder to PYTHONPATH' in text and len(text) < 400, text
-    text = ldm(tmp_path, 'train', 'gridworld', '--method', 'my_methods:COUNT', status=2)
-    assert 'there is no module my_methods here' in text and not list(tmp_path.iterdir())
+def test_other_folders(run, tmp_path):
+    "Where the modules are not: one line that says what to do"
+    for argv in (['train', 'my_worlds:Maze'], ['evaluate', run], ['train', 'gridworld', '--method', 'my_methods:COUNT']):
+        text, name = ldm(tmp_path, *argv, status=2), 'my_methods' if 'gridworld' in argv else 'my_worlds'
+        assert f'there is no module {name} here: run this in the folder where {name}.py lies, or add that folder to PYTHONPATH' in text and len(text) < 400, text
+    assert not list(tmp_path.iterdir())
+
+def test_a_mistake_is_said_before_training(tmp_path):
+    "No traceback, although it comes up in the stranger's function"
+    wrong = FILES['my_points.py'].replace('0*goal if u is None else ', '')
+    assert wrong != FILES['my_points.py']
+    (tmp_path/'my_points.py').write_text(wrong, encoding='utf-8')
+    text = ldm(tmp_path, 'train', 'my_points:Point', status=2)
+    assert 'point, one step: 1 thing to mend' in text and 'start without noise (u is None) was called with' in text and not (tmp_path/'runs').exists()
