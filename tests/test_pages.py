@@ -141,6 +141,7 @@ def test_free(check):
     "The index imports from anywhere; so do pages of results, which export nothing"
     assert not check('ldm_nb.core.zeros', 'ldm_nb.belief.late', name='index')
     assert 'a page of results exports nothing' in check('default_exp belief.nets', 'default_exp results.nets', name='results/900_nets')[0]
+    assert 'a page of recipes exports nothing' in check('default_exp belief.nets', 'default_exp recipes.nets', name='recipes/970_nets')[0]
 
 @pytest.mark.parametrize('new', ['from ldm_nb.lab.runs import zero', 'from ldm_nb import lab', 'import ldm_nb.lab', 'from .. import lab', 'from ..lab.runs import zero',
                                  'from importlib import import_module\nimport_module("ldm_nb.lab.runs")', 'import ldm_nb\nldm_nb.lab.runs'])

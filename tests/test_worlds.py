@@ -264,7 +264,7 @@ MISTAKES = {
                      "gives other tasks for the same noise"),
     'double tasks': (lambda: replace(GOOD, family=other_family(all=finite(torch.tensor(FREE).double()))), 'of torch.float64: give torch.float32'),
     'state without workers': (broken(start=lambda task, u: torch.zeros(2)), r'the state of start is \(2,\): give a tensor whose first axes are seeds and workers'),
-    'start without noise': (broken(start=lambda task, u: 0*task + u, reset_noise=2), 'start was called with .*None and raised TypeError'),
+    'start without noise': (broken(start=lambda task, u: 0*task + u, reset_noise=2), r'start without noise \(u is None\) was called with .*None and raised TypeError'),
     'shape of observe': (broken(observe=lambda cell: cell[..., 0]), r'the observation has the shape \(2, 8\)'),
     'double observation': (broken(observe=lambda cell: cell.double()), r'the observation is of torch.float64: give torch.float32, `.float\(\)` makes it'),
     'nan': (broken(observe=lambda cell: cell/cell), 'the observation is not finite in 32 of 32 numbers'),
