@@ -22,7 +22,8 @@ from .terminal import err, out, told_apart
 from ..core.bits import one_thread
 from ..core.files import append_jsonl, write_file
 from ..core.settings import override, rules, settings, sources
-from ..worlds.registry import WORLDS, make_world, options_of as options_in
+from ..worlds.check import check_world
+from ..worlds.registry import OURS, WORLDS, make_world, options_of as options_in
 from ..training.trainer import Diverged, frames_of
 from .crew import Gone, keep_memory, cores
 from .graphs import compiler_trouble
@@ -172,6 +173,7 @@ def describe(
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
     if run.variant: check_name(run.variant)
+    if run.world not in OURS: check_world(world)
     method = method_of(world, run.method)
     check(cfg, world, method)
     threads = set_device(run.device, run.threads, most(method, cfg, len(seeds)))

@@ -98,6 +98,7 @@ def changes(
     if world not in OURS: out |= fitted(w, mine | {k: v for k, (v, _) in out.items()})
     multi = mine.get('decoder') == 'multi-head' and w.n_cells # it decodes all cells at once
     idle = ('transitions', 'dropout_mask', 'counted') if multi else ()
+    if mine.get('encoder_loss') == 'elbo': idle += 'encoder_lr', # `vae_lr` is the step of the encoder
     return {k: v for k, v in out.items() if k in mine and k not in idle}
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0007
