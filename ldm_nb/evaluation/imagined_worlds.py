@@ -21,24 +21,27 @@ def with_tasks(
 )->World:
     "The same world with imagined tasks"
     split, real = finite(m_hat), world.family.splits['train'].tasks[0]
+    shape = world.start(real[None, None], None).shape[2:] # of a worker's state
+    def without_count(state): return state[..., :-1].reshape(*state.shape[:2], *shape)
     def other(task): return real.to(task.device).expand(*task.shape[:-1], -1)
     def seen(state, flag): return torch.cat([world.observe(state), flag[..., None].float()], -1)
     def start(task, u):
-        state = world.start(other(task), u)
+        state = world.start(other(task), u).reshape(*task.shape[:2], -1)
         return torch.cat([state, torch.zeros_like(state[..., :1])], -1)
     def step(state, task, action):
-        was, count = state[..., :-1], state[..., -1:] + 1
+        was, count = without_count(state), state[..., -1:] + 1
         after, _, died = world.step(was, other(task), action)
         end = count[..., 0] == world.horizon
         if died is not None: end = end | died
         inputs = read_by(vae, seen(after, end), action, seen(was, torch.zeros_like(end)))
         rows = (x.reshape(1, -1, x.shape[-1]) for x in (task, inputs))
         reward = world.rewards.imagine(decode_naive(decoder, *rows, 1., 1.)).view(end.shape)
-        return torch.cat([after, count], -1), reward, died
+        return torch.cat([after.reshape(*end.shape, -1), count], -1), reward, died
     names = tuple(f'latent {i}' for i in range(m_hat.shape[1]))
     family = Family(f'{world.family.name}-imagined', names, dict(train=split, test=split), ())
-    return replace(world, family=family, start=start, step=step, observe=lambda state: world.observe(state[..., :-1]),
-                   goal=Goal(), simulator=None, codec=None)
+    def observe(state): return world.observe(without_count(state))
+    return replace(world, family=family, start=start, step=step, observe=observe, goal=Goal(), simulator=None,
+                   codec=None)
 
 # %% ../../nbs/evaluation/615_imagined_worlds.ipynb #61510009
 def imagined_world(

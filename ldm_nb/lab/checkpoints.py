@@ -242,11 +242,11 @@ def todays(
     t:dict, # tree of a file, of this version or an earlier one
 )->dict: # params, opt, stats, workers
     "A state under today's names"
-    params, opt, stats = dict(t['params']), dict(t.get('opt', {})), dict(t.get('stats', {}))
-    for k, place in (('seen', params), ('reward', opt)):
-        if k in place: stats[k] = place.pop(k)
-    workers = dict(t.get('workers', opt.pop('carried', {})))
-    if 'tasks' in workers: stats['tasks'] = workers.pop('tasks')
+    params, opt, stats, workers = (dict(t.get(k, {})) for k in ('params', 'opt', 'stats', 'workers'))
+    if 'carried' in opt: # of an earlier version
+        workers = dict(opt.pop('carried'))
+        stats = dict(seen=params.pop('seen'), reward=opt.pop('reward'))
+        if 'tasks' in workers: stats['tasks'] = workers.pop('tasks')
     return dict(params=params, opt=opt, stats=stats, workers=workers)
 
 # %% ../../nbs/lab/820_checkpoints.ipynb #5ea1ed09

@@ -12,7 +12,7 @@ from ..core.seeds import choose, noise_state, set_noise_state, tree_map
 from ..worlds.tasks import World
 from ..training.rollout import Traj, join
 from ..training.experience import Experience
-from ..training.trainer import Method, Progress, accept, owned
+from ..training.trainer import Method, Progress, accept, owned, renewable
 from .crew import heard, shared, start, tell
 
 # %% ../../nbs/lab/845_duet.ipynb #55de0007
@@ -54,7 +54,7 @@ def others(
     state:dict, owns:tuple, # of a method; the networks of the second process
 )->dict: # params and, where there are any, stats
     "What the first process acts by"
-    parts = {k: {n: x for n, x in state.get(k, {}).items() if n not in owns} for k in ('params', 'stats')}
+    parts = {k: {n: x for n, x in v.items() if n not in owns} for k, v in renewable(state).items() if k != 'opt'}
     return {k: v for k, v in parts.items() if v}
 
 # %% ../../nbs/lab/845_duet.ipynb #55de0009

@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'OWN', 'Entry', 'checked_method', 'register_method', 'entr
 import json
 from dataclasses import dataclass, is_dataclass
 from ..core.errors import BadInput, known
-from ..core.settings import override, said, settings, sources
+from ..core.settings import override, rules, said, settings, sources
 from ..worlds.tasks import World
 from ..worlds.registry import NoSuch, enter, failure, first_line, imported, make_world, options_of
 from ..training.trainer import Method
@@ -51,6 +51,8 @@ def checked_method(
             raise no(f'its setting {k} is {v!r:.40}: a truth value, a number, a word or a tuple of integers is needed')
         if k in OWN: raise no(f'its setting {k} has the name of an option of ldm train: call it otherwise')
     if 'workers' not in settings(cfg): raise no('its settings lack workers, the number of parallel workers')
+    if 'adapt_at' in settings(cfg) and not {*rules(cfg)['adapt_at'].choices} <= {'last', 'all'} - {''}:
+        raise no("its setting adapt_at may be other words than last and all: write one_of('last', 'all')")
     return method
 
 # %% ../../nbs/lab/870_entries.ipynb #8701900a

@@ -19,7 +19,8 @@ from ..core.devices import compiling
 from ..core.files import append_jsonl
 from ..belief.buffer import capacity, stored
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, Diverged, cause, frames_of, train, weights_of, with_weights
+from ..training.trainer import (
+    Method, Progress, Diverged, cause, frames_of, renewable, train, weights_of, with_weights)
 from .crew import STOPS, Crew, may_fork
 from .graphs import Recorded
 from .duet import Duet
@@ -71,7 +72,11 @@ def job(
 )->Job:
     "A job at its beginning, with fresh networks for every seed"
     gens = generators(info['seeds'], info['device'])
-    progress = Progress(list(info['seeds']), method.init(cfg, world, gens))
+    state = method.init(cfg, world, gens)
+    if strange := [k for k in state if k not in (*renewable(state), 'buffer')]:
+        raise BadInput(f'the state of {method.name} has {strange}: '
+                       'its parts are params, opt, stats, workers and buffer')
+    progress = Progress(list(info['seeds']), state)
     return Job(Path(folder), info, world, method, cfg, gens, progress)
 
 # %% ../../nbs/lab/850_jobs.ipynb #65c0de02

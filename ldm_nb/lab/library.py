@@ -6,11 +6,11 @@
 __all__ = ['as_words', 'train', 'Evaluation', 'evaluate']
 
 # %% ../../nbs/lab/886_library.ipynb #88619004
-import contextlib, io
+import contextlib, io, re
 from pathlib import Path
 from typing import NamedTuple
 from torch import Tensor
-from ..core.errors import BadInput
+from ..core.errors import BadInput, RunError
 from ..core.bits import one_thread
 from ..core.settings import of_kind, rules
 from ..core.seeds import generators
@@ -47,7 +47,7 @@ def train(
     method:str='ldm', # the same of a method
     out=None, # run folder, which must not exist yet; None: runs/WORLD-METHOD
     preset:str='paper', # settings to start from
-    seeds:str='', # such as '0:8', '3,7' or 5; '': the preset's
+    seeds='', # such as '0:8', '3,7', 5 or [3, 7]; '': the preset's
     frames=None, # of a seed, such as 1e7; None: the preset's
     device:str='cpu', # or 'cuda'
     threads:int=1, # CPU cores to use; 0: all
@@ -62,13 +62,18 @@ def train(
     for k, v in settings.items():
         if k in allowed: of_kind(k, v, allowed[k])
     out = Path(out or f'runs/{record_name(world, method)}')
+    if isinstance(seeds, (list, tuple, range)): seeds = ','.join(map(str, seeds))
     plain = dict(method=method, preset=preset, seeds=seeds, frames=frames, device=device, threads=threads, out=out)
     argv = ['train', world, *as_words({k: v for k, v in plain.items() if v not in ('', None)} | settings)]
-    hidden, said = contextlib.nullcontext(), io.StringIO()
-    with contextlib.redirect_stderr(said) if quiet else hidden, contextlib.redirect_stdout(said) if quiet else hidden:
+    shown, said = contextlib.nullcontext(), io.StringIO()
+    with contextlib.redirect_stderr(said) if quiet else shown, contextlib.redirect_stdout(said) if quiet else shown:
         try: status = dispatch(argv)
-        except SystemExit: raise BadInput(' '.join(said.getvalue().replace('│', ' ').split())) from None
-    if status: raise KeyboardInterrupt(said.getvalue().strip().splitlines()[-1:])
+        except SystemExit:
+            words = re.findall(r'[^\s│╭╮╰╯─]+', said.getvalue())
+            raise BadInput(' '.join(words) or 'an option makes no sense; standard error says which') from None
+    last = ' '.join(said.getvalue().strip().splitlines()[-1:])
+    if status > 128: raise KeyboardInterrupt(last)
+    if status: raise RunError(last or f'training ended with status {status}')
     return out
 
 # %% ../../nbs/lab/886_library.ipynb #8861900b

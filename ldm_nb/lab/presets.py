@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROBOTS', 'QUICK', 'CHANGES', 'ROBOT', 'ROBOT_CHANGES', 'PRESETS', 'FRAMES', 'robot_changes', 'fitted', 'changes',
-           'presets_of', 'preset', 'usual', 'interval', 'check_learner', 'check', 'usable', 'parse_seeds',
-           'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'loaded', 'load_agent']
+           'presets_of', 'preset', 'usual', 'interval', 'check_learner', 'check', 'check_belief', 'usable',
+           'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'loaded', 'load_agent']
 
 # %% ../../nbs/lab/872_presets.ipynb #f5e886b8
 import math, re
@@ -18,6 +18,8 @@ from ..worlds.gridworld import EXTRAPOLATION
 from ..worlds.simulator import load
 from ..worlds.registry import OURS, WORLDS, NoSuch, make_world
 from ..belief.buffer import capacity
+from ..belief.decoder import VAE
+from ..policy.onpolicy import Learner
 from ..policy.policy import Agent
 from ..evaluation.imagined_worlds import imagined_world
 from ..training.trainer import Method, frames_of, with_weights, weights_of
@@ -144,7 +146,7 @@ def interval(
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0012
 def check_learner(
-    s:dict, world:World, # of `settings`; where
+    s:dict, world:World, # of `settings`, with those of `Learner`; where
 )->None:
     "Raises `BadInput` as `check` does, for the settings of experience and learning"
     T, B, k, name = s.get('chunk', 0) or world.steps, s['workers'], s.get('minibatches', 1), world.family.name
@@ -160,8 +162,9 @@ def check_learner(
     if old and (s.get('chunk') or ratios):
         why = 'tasks outlast an iteration' if s.get('chunk') else f'ratio_clip is {ratios}'
         raise BadInput(f'old_values is recorded: {why}, set it to recomputed')
-    if s.get('decoder_inputs') == 'transition' and not s['action_embedding']:
-        raise BadInput('action_embedding is 0: the decoder reads actions too, give it at least 1')
+    for k, v in dict(memory='wiped', mixture_scope='iteration').items():
+        if s.get(k) == v and not s.get('chunk', 1):
+            raise BadInput(f'{k} is {v}: it has no effect where an iteration is a task, leave it out')
 
 # %% ../../nbs/lab/872_presets.ipynb #50a7f075
 def check(
@@ -170,14 +173,24 @@ def check(
     method:Method=None, # whose own `check` is asked too
 ): # the same settings
     "`cfg` itself; raises `BadInput` naming the setting, its value and what is allowed"
-    s, name = settings(cfg), world.family.name
+    s = settings(cfg)
     for k, rule in rules(cfg).items(): check_value(k, s[k], rule)
-    multi = s.get('decoder') == 'multi-head'
+    if isinstance(getattr(cfg, 'learner', None), Learner): check_learner(s, world)
+    if isinstance(getattr(cfg, 'vae', None), VAE): check_belief(s, world)
+    if method and method.check: method.check(cfg, world)
+    return cfg
+
+def check_belief(
+    s:dict, world:World, # of `settings`, with those of `VAE`; where
+)->None:
+    "Raises `BadInput` as `check` does, for the latent dynamics network"
+    name, multi = world.family.name, s['decoder'] == 'multi-head'
     if multi and not world.n_cells: raise BadInput(f'decoder is multi-head: {name} has no cells')
-    check_learner(s, world)
-    if s.get('decoder_inputs') == 'transition' and world.n_actions:
+    if s['decoder_inputs'] == 'transition' and world.n_actions:
         raise BadInput(f'decoder_inputs is transition: actions of {name} are discrete, leave it next-state')
-    if s.get('counted') == 'places':
+    if s['decoder_inputs'] == 'transition' and not s['action_embedding']:
+        raise BadInput('action_embedding is 0: the decoder reads actions too, give it at least 1')
+    if s['counted'] == 'places':
         if not (world.map and world.map.distinct):
             raise BadInput(f'counted is places: {name} has none that a task returns to')
         if s['transitions'] or multi:
@@ -187,12 +200,10 @@ def check(
         for k in ('p_drop', 'transitions'):
             if s[k]: raise BadInput(f'{k} is {s[k]}: it has no effect on a multi-head decoder, leave it 0')
     for k, most in dict(posteriors=world.steps + 1, transitions=world.steps).items():
-        if s.get(k, 0) > most:
+        if s[k] > most:
             raise BadInput(f'{k} is {s[k]}: a task of {name} has only {most} (0 means all of them)')
-    if 'buffer_size' in s and capacity(world, s['buffer_size']) < s['workers']:
+    if capacity(world, s['buffer_size']) < s['workers']:
         raise BadInput(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
-    if method and method.check: method.check(cfg, world)
-    return cfg
 
 # %% ../../nbs/lab/872_presets.ipynb #90c0de02
 def usable(

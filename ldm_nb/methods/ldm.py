@@ -49,8 +49,8 @@ class LDM:
     mixture:Mixture = Mixture() # the imaginary tasks
     imagined_task:str = one_of('moving', 'fixed') # 'moving': with latents and noise of each step (paper, release);
         # 'fixed': those at the end of the mixed tasks
-    imagined_rewards:str = one_of('expected', 'drawn', 'one-goal', 'any-goal') # 'expected': 1.1 p - 0.1 (release);
-        # 'drawn': 1 or -0.1, by p; 'one-goal': 1 at one place, by odds; 'any-goal': a control
+    imagined_rewards:str = one_of('expected', 'drawn', 'one-goal', 'any-goal') # 'expected': by the decoder
+        # (paper, release); 'drawn': 1 or -0.1, by its p; 'one-goal': 1 at one place, by odds; 'any-goal': a control
 
     def __post_init__(self): normal_workers(self)
 
@@ -191,10 +191,11 @@ def mixtures(
     count:int=6, # imagined tasks
 )->tuple: # tasks [S,B,2], weights [S,count,B] averaged over latent dimensions, latents m_hat [S,1,count,D]
     "Imagined tasks of an iteration in which all `B` workers are normal, for pictures"
-    plain = replace(cfg, mixture=replace(cfg.mixture, mixture_workers=0))
-    real = real_tasks(plain, world, state, experience_noise(cfg, world, gens))
-    encoder = state['params']['vae']['encoder']
-    mu, logvar = (x[:, -1:] for x in encode(encoder, real.after, real.action, real.reward)) # [S,1,B,D]
+    plain = replace(cfg, chunk=0, mixture=replace(cfg.mixture, mixture_workers=0))
+    real = real_tasks(plain, world, state, experience_noise(plain, world, gens))
+    mu, logvar = encode(state['params']['vae']['encoder'], real.after, real.action, real.reward) # [S,T+1,B,D]
+    over = torch.where(real.done.any(1), real.done.long().argmax(1) + 1, real.done.shape[1]) # [S,B] steps of each task
+    mu, logvar = (x.gather(1, over[:, None, :, None].expand(-1, 1, -1, x.shape[-1])) for x in (mu, logvar))
     m = mu + (.5*logvar).exp()*draw(gens['vae'], 'normal', *mu.shape[1:])*(cfg.mixture.mixed == 'samples')
     e = draw(gens['imagination'], 'exponential', count, weight_dims(cfg.mixture, cfg.vae), cfg.workers)
     alpha = mixture_weights(e, cfg.mixture.beta)

@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'METHOD', 'Mixing', 'Mixreg', 'draw_beta', 'mixing_noise', 
            'mixed_steps', 'at_latents', 'draw_noise', 'update']
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00004
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def mixed_experience(
     "What Encoder-p reads when two tasks are one"
     t, h = exp.traj, exp.h
     def mix(x, w=w): return blend(x, partner, w)
-    if h is not None and cfg.memory == 'carried':
+    if h is not None and cfg.memory == 'carried' and cfg.mixing.mixed_at == 'inputs':
         past, first = workers['past'], w[:, :1].expand(-1, workers['past']['reward'].shape[1], -1)
         h = remembered(encoder, past | {k: mix(past[k], first) for k in ('after', 'reward')})
     return exp._replace(traj=t._replace(before=mix(t.before), after=mix(t.after), reward=mix(t.reward)), h=h)
@@ -112,6 +112,7 @@ def mixed_steps(
 )->tuple: # params, opt, metrics
     "The steps of the optimisers on mixtures of tasks, drawn anew for every pass"
     params, opt, stats, old, sums = state['params'], state['opt'], state['stats'], state['params']['encoder'], {}
+    once = replace(cfg, learner=replace(cfg.learner, epochs=1)) # each pass has a mixture of its own
     with torch.no_grad(): plain = supervision(cfg, params, stats, exp, reward, memories_of(old, exp))
     for k, noise in enumerate(mixing):
         i, w = noise['partner'], step_weights(exp.traj.end, noise['partner'], noise['weight'], workers)
@@ -122,8 +123,8 @@ def mixed_steps(
         two = mixed_experience(cfg, old, exp, workers, i, w)
         def mixed_read(encoder, two): return at_latents(memories_of(encoder, exp), mix, w)
         read = mixed_read if cfg.mixing.mixed_at == 'latents' else memories_of
-        rows = None if order is None else order[:, k:k+1]
-        params, opt, more = policy_steps(cfg, dict(state, params=params, opt=opt), two, reward, rows, names, goal, read)
+        rows, now = None if order is None else order[:, k:k+1], dict(state, params=params, opt=opt)
+        params, opt, more = policy_steps(once, now, two, reward, rows, names, goal, read)
         other = (i != torch.arange(w.shape[2], device=i.device))[:, None]
         if cfg.chunk: more |= dict(mixed=((w < 1) & other).float().mean((1, 2)))
         sums = {k: v + sums.get(k, 0.) for k, v in more.items()}

@@ -103,6 +103,6 @@ def number_world()->World:
     def some(*xs): return finite(torch.tensor(xs, dtype=torch.float32, device='cpu')[:, None])
     train, test = some(-1., 1.), some(.5)
     def say(state, task, action): return state, -(action[..., 0] - task[..., 0]).abs(), None
-    family = Family('number', ('x',), dict(train=train, test=test, eval=train, all=train))
+    family = Family('number', ('x',), dict(train=train, test=test))
     return World(family, obs_dim=1, actions=Box(1), horizon=4, episodes=2, start=lambda task, u: 0*task, step=say,
                  observe=lambda state: state)

@@ -23,7 +23,7 @@ from ..policy.onpolicy import (
     Learner, POLICY, loss_weights, memories_of, move, moved, policy_losses, scaled, supervision, with_mean)
 from ..training.experience import (
     Experience, account, experience_noise, first_stats, first_workers, keep_tasks, learn)
-from ..training.trainer import Method, Stage, in_turn
+from ..training.trainer import Method, Stage, frames_of, in_turn
 from .rl2 import SIZES, agent, collect
 
 # %% ../../nbs/methods/710_varibad.ipynb #4ce19e0a
@@ -96,7 +96,7 @@ def draw_noise(
     iteration:int, # for the number of stored tasks
 )->dict: # of `experience_noise` and `learning_noise`; vae is empty while frames are only collected
     "All noise of an iteration"
-    n, enough = experience_noise(cfg, world, gens), (iteration + 1)*cfg.workers*world.steps >= cfg.precollect
+    n, enough = experience_noise(cfg, world, gens), (iteration + 1)*frames_of(cfg, world) >= cfg.precollect
     return n | learning_noise(cfg, world, gens, iteration, None if enough else 0)
 
 # %% ../../nbs/methods/710_varibad.ipynb #a762d576
@@ -150,7 +150,7 @@ def learn_belief(
     belief, moments, metrics = learn_dynamics(cfg, world, *belief, noise, tasks)
     return dict(state, params=params | belief, opt=opt | dict(belief=moments)), metrics
 
-STAGES = dict(policy=Stage(learn_policy, POLICY), vae=Stage(learn_belief, BELIEF))
+STAGES = dict(policy=Stage(learn_policy, (*BELIEF, 'heads')), vae=Stage(learn_belief, BELIEF))
 update = in_turn(STAGES)
 
 # %% ../../nbs/methods/710_varibad.ipynb #bdb333f1

@@ -172,9 +172,9 @@ def outputs(
     (hs, keep), heads, B = read, joined(p['encoder'])['heads'], traj.reward.shape[2]
     obs = seen(cfg, stats, traj.before)
     if rows is None:
-        context = linear(heads, hs)
-        context = torch.cat([context[:, :1].detach(), context[:, 1:-1]], 1)
+        context = linear(heads, hs)[:, :-1]
         if keep is not None: context = torch.where(keep[..., None] > 0, context, heads['b'][:, None])
+        context = torch.cat([context[:, :1].detach(), context[:, 1:]], 1)
         return policy(p['heads'], flat_rows(context), obs)
     context = linear(heads, some(before(read), rows))
     context = torch.where((rows < B)[..., None], context.detach(), context)
@@ -268,13 +268,14 @@ def policy_steps(
     "All steps of the optimisers on one rollout"
     learner, params, opt, stats, sums = cfg.learner, state['params'], state['opt'], state.get('stats', {}), {}
     once = None if 'encoder' in names else reading(params['encoder'], exp)
-    batches = [None] if order is None else order.flatten(1, 2).unbind(1)
+    batches = [None]*learner.epochs if order is None else order.flatten(1, 2).unbind(1)
+    if goal is not None: goal = scaled(learner, goal)
     for rows in batches:
         p = leaf({k: params[k] for k in names})
         both = params | p
         read = once or reading(both['encoder'], exp)
-        if goal is None: goal = supervision(cfg, params, stats, exp, reward, read)
-        found = policy_losses(cfg, both, stats, exp.traj, scaled(learner, goal), read, rows)
+        if goal is None: goal = scaled(learner, supervision(cfg, params, stats, exp, reward, read))
+        found = policy_losses(cfg, both, stats, exp.traj, goal, read, rows)
         g = gradients(total(found, loss_weights(learner)), p)
         params, opt, lengths = move(learner, names, params, opt, g)
         sums = {k: v.detach() + sums.get(k, 0.) for k, v in (found | lengths).items()}

@@ -95,11 +95,13 @@ def play(
     "An iteration of some of the workers"
     split, u = world.family.splits[cfg.train_split], noise['action'][:, :, some]
     reset = None if noise['reset'] is None else noise['reset'][:, :, some]
-    if not cfg.chunk: return rollout(world, agent, split.sample(noise['task'])[:, some], u, reset, shown), None
+    if not cfg.chunk:
+        task, own = split.sample(noise['task'])[:, some], noise.get('agent') # of `agent_noise`, if a method draws it
+        return rollout(world, agent, task, u, reset, shown, own), None
     at = {k: workers[k][:, some] for k in (*Trial._fields, 'obs', 'due')}
-    own = Workers(Trial(*(at[k] for k in Trial._fields)), at['obs'], at['due'])
+    here = Workers(Trial(*(at[k] for k in Trial._fields)), at['obs'], at['due'])
     some_noise = dict(task=noise['task'][:, :, some], action=u, reset=reset)
-    return go_on(world, split, agent, own, h[:, some], some_noise, shown)
+    return go_on(world, split, agent, here, h[:, some], some_noise, shown)
 
 # %% ../../nbs/training/516_experience.ipynb #51600012
 FAILING = .1 # of episodes, by a running mean with .95 for what was; ours

@@ -45,6 +45,7 @@ def remembered(
     n = past['length']
     L = int(n.max())
     if not L: return memory(encoder, n.shape[1])
+    L = min(max(L, -(-16//n.shape[1])), past['reward'].shape[1]) # few rows would take another route, and other bits
     rows = (past[k][:, :L] for k in ROWS)
     hs = memories(joined(encoder), *rows, memory(encoder, n.shape[1])) # [S,L+1,B,H]
     return hs.gather(1, n[:, None, :, None].expand(-1, 1, -1, hs.shape[-1]))[:, 0]

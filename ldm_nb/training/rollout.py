@@ -80,9 +80,9 @@ def rollout(
     reset:Tensor=None, shown:Callable=None, noise:dict=None, # as in `scan`
 )->Traj:
     "`T` steps of every worker from the beginning of its task"
-    kept, ends = [], []
+    kept, ends, first = [], [], None
     for s in scan(world, agent, task, u, reset, shown, noise):
-        first, x = s.obs if not kept else first, s.seen
+        first, x = s.obs if first is None else first, s.seen
         kept.append((x.obs, s.action, s.reward, x.reward, s.value, x.end, x.done))
         if world.deaths: ends.append(s.trial.step + 1 < world.horizon)
     after, *fields, v, end, done = (torch.stack(x, 1) for x in zip(*kept))
@@ -110,9 +110,9 @@ def adapted(
 )->tuple: # memory, steps
     "The memory after a step, adapted where an episode has ended and another follows"
     last = [*last, now][-world.horizon:]
-    which = now.seen.end & ~now.seen.done
-    if not which.any(): return now.memory, last
     index = now.trial.episode
+    which = now.seen.end & (index + 1 < world.episodes)
+    if not which.any(): return now.memory, last
     rows = ((s.obs, s.seen.obs, s.action, s.reward, s.trial.episode == index) for s in last)
     e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index)
     if noise is not None:

@@ -39,7 +39,7 @@ class Method(NamedTuple):
 class Stage(NamedTuple):
     "A part of an update"
     run:Callable # like a method's `update`
-    owns:tuple # names of the networks in `params` that it trains
+    owns:tuple # names of the networks in `params` that it may train
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200022
 def in_turn(
@@ -114,7 +114,7 @@ def with_weights(
     weights:dict, # of `weights_of`
 )->dict: # params, stats
     "The inverse: a state that is good for acting, not for training"
-    stats = {k: v for k, v in weights.items() if k == 'seen'}
+    stats = {k: v for k, v in weights.items() if k == 'seen' and 'count' in v} # moments, and no network
     return dict(params={k: v for k, v in weights.items() if k not in stats}, stats=stats)
 
 # %% ../../nbs/training/520_trainer.ipynb #51c0de02

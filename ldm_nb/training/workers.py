@@ -9,6 +9,7 @@ __all__ = ['Workers', 'idle', 'go_on']
 from typing import NamedTuple
 import torch
 from torch import Tensor
+from ..core.errors import BadInput
 from ..worlds.tasks import World
 from ..worlds.trial import Trial, begin, renew, step
 from ..policy.policy import Agent, replaced
@@ -42,6 +43,8 @@ def go_on(
     shown=None, # t, fresh [S,B], obs [S,B,O+1] before, action, obs after, true reward [S,B] -> reward shown [S,B]
 )->tuple: # Traj, Workers
     "The next `T` steps of every worker; finished tasks are followed by new ones"
+    if agent.between or agent.noise.start: raise BadInput('an agent that adapts, or draws noise at the start, needs '
+                                                          'whole tasks: set chunk to 0')
     (trial, obs, fresh), kept, B, taken = workers, [], workers.obs.shape[1], workers.trial.step
     task, u, reset = noise['task'], noise['action'], noise['reset']
     def luck(t): return None if reset is None else reset[:, t]

@@ -101,6 +101,9 @@ def split_faults(
         bad = found(one_split, k, len(family.columns), s, noise[k])
         yield from bad
         before = before or bad
+    for k, s in () if before else family.splits.items():
+        if k.startswith(('train', 'test')) and not s.contains(family.splits['eval'].tasks).any():
+            yield f"split 'eval' holds no task of {k!r}, and evaluations play 'eval'; leave 'eval' out, or add some"
     for a, b in () if before else (*family.disjoint, *(x[::-1] for x in family.disjoint)):
         drawn = family.splits[a].sample(noise[a])
         if (shared := family.splits[b].contains(drawn)).any():
