@@ -196,8 +196,9 @@ def same(a, b):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), k
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('way', WAYS)
+SLOW = [(w, m) for w in ('cut', 'a2c', 'ppo') for m in METHODS if m not in ('rl2', 'ldm')]
+
+@pytest.mark.parametrize('way,method', [pytest.param(w, m, marks=[pytest.mark.slow]*((w, m) in SLOW)) for w in WAYS for m in METHODS])
 def test_either_learner_on_either_world(way, method, tmp_path):
     "A seed in a stack is the seed alone, a resumed run is the same run, a crew's too, and something is learnt"
     what = made(way, method)

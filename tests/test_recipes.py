@@ -87,6 +87,7 @@ def test_pictures(here, run):
     walls = sum(row[1:-1].count('#') for row in re.search(r'PLAN = (.*)', FILES['my_worlds.py'])[1].split("', '")[1:-1])
     assert .7 < grey/(6*walls*cell) < 1.3, grey/(6*cell)
 
+@pytest.mark.slow
 def test_every_method_in_every_world(here):
     "A few iterations each, in one process"
     code = f'''

@@ -103,6 +103,7 @@ def test_the_script_finds_the_folder(here):
 def test_a_name_that_the_module_registers(here):
     assert 'registered by its module' in ldm(here, 'list', 'my_worlds:maze', '--method', 'rl2')
 
+@pytest.mark.slow
 def test_a_method_from_beginning_to_end(here, tmp_path):
     "Its own setting is an option, in config.json and in the record; a stranger's method on a stranger's world"
     out = tmp_path/'run'
@@ -124,6 +125,7 @@ def test_list_and_help(here):
     assert '--bonus' in ldm(here, 'train', 'gridworld', '--method', 'my_methods:COUNTED', '--help')
     assert ldm(here, 'list', 'ant-goal') == ldm(here, 'list', '--world', 'ant-goal')
 
+@pytest.mark.slow
 def test_a_continuous_world_gets_its_form_and_its_chunk(here, tmp_path):
     "The action space decides, never the name; the presets fit the world"
     text = ldm(here, 'list', 'my_worlds:Walk', '--method', 'rl2')
@@ -158,6 +160,7 @@ def test_what_is_said(argv, says, here):
     assert says in text and len(text) < 600, text
     assert not (here/'runs'/'gridworld-ldm').exists()
 
+@pytest.mark.slow
 def test_a_run_folder_elsewhere(run, tmp_path):
     "The world is not there: one line with what to do, and nothing about versions"
     for command in ('resume', 'evaluate', 'plot', 'record'):
@@ -194,6 +197,7 @@ for bad, says in ((lambda: ldm_nb.train('labyrinth', bonus='x', method='counted'
     text = ldm(here, 'evaluate', tmp_path/'run', status=2)
     assert "world is 'labyrinth': allowed is one of ['gridworld'" in text and 'register' in text and 'version' not in text
 
+@pytest.mark.slow
 def test_settings_of_older_runs(tmp_path):
     "Contact forces were a setting of every method for robots; a run that lacks a younger option has its default"
     argv = ['train', 'cheetah-vel', '--method', 'rl2', '--seeds', '3', '--frames', '400', '--workers', '2', '--out', 'run']
@@ -210,6 +214,7 @@ def test_settings_of_older_runs(tmp_path):
     write_config(run, dict(config, config=old | dict(contact_forces=True)))
     assert 'contact_forces is True: cheetah-vel neither shows them nor has a price for them' in ldm(tmp_path, 'evaluate', run, status=2)
 
+@pytest.mark.slow
 def test_options_of_an_ant_are_recorded(tmp_path):
     text = ldm(tmp_path, 'train', 'ant-goal', '--method', 'rl2', '--help')
     assert '--[no-]contact-forces' in text and '--horizon N' in text

@@ -76,13 +76,15 @@ def check_device(
 # %% ../../nbs/lab/884_cli.ipynb #884f0002
 def can_compile(
     device:str, # as in `set_device`
-    world, # a World
+    world, cfg, # a World; settings of a method
 )->bool:
     "Does `--compile` work here? Says so on standard error where it does not"
     trouble = compiler_trouble(device)
     if trouble: trouble = f'no compiler works here ({trouble})'
-    elif device != 'cpu' and not world.n_actions:
+    elif device != 'cpu' and world.simulator:
         trouble = 'a robot is simulated on the CPU, so its iterations cannot be recorded'
+    elif device != 'cpu' and getattr(cfg, 'chunk', 0):
+        trouble = 'tasks end within an iteration, so it cannot be recorded'
     if trouble: err.write(f'ldm: {trouble}; going on without --compile\n')
     return not trouble
 

@@ -7,6 +7,7 @@ __all__ = ['Mixture', 'normal_workers', 'weight_dims', 'mixture_weights', 'mix',
 
 # %% ../../nbs/mixture/400_mixture.ipynb #e290b3e6
 from dataclasses import dataclass
+import torch
 from torch import Tensor
 from ..core.errors import BadInput
 from ..core.settings import one_of, within
