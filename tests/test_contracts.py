@@ -261,7 +261,7 @@ def test_what_does_not_go_together_is_said_at_the_door(options, says, tmp_path, 
 
 # Few workers, many seeds, tasks that end early
 
-@pytest.mark.parametrize('workers', [2, 3])
+@pytest.mark.parametrize('workers', [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('method', ['rl2', 'ldm', 'mixreg'])
 def test_few_workers_where_tasks_end_early(method, workers):
     "Neighbours whose tasks end elsewhere change no bit of a seed"
@@ -270,7 +270,7 @@ def test_few_workers_where_tasks_end_early(method, workers):
     whole, _ = run(what, seeds, 5)
     for i in seeds: same(take(whole.state, i), run(what, [i], 5)[0].state)
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.slow]*(m in ('mixreg', 'varibad'))) for m in METHODS])
 def test_a_run_where_tasks_end_early(method, tmp_path, capsys):
     "By the command line, to its pictures, with the settings that follow from the world; then resumed"
     run = tmp_path/'run'

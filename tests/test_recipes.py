@@ -54,6 +54,7 @@ def test_their_length():
     assert max(lines[f'my_{k}.py'] for k in ('worlds', 'points', 'traps')) <= 20 and lines['my_methods.py'] <= 50, lines
     assert all(len(l) <= 120 for text in FILES.values() for l in text.splitlines())
 
+@pytest.mark.slow
 def test_resumed(here, run):
     "The networks of a run that went on, and all curves of one that was stopped, are those of a run in one go, byte for byte"
     argv = ['train', 'my_worlds:Maze', '--method', 'ldm', *SMALL, '--frames', '3200', '--checkpoint-every', '2', '--out']

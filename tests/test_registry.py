@@ -83,6 +83,7 @@ def run(here):
     ldm(here, 'train', 'my_worlds:Maze', '--method', 'ldm', *SMALL, '--rows', '5', '--slip', '0.5', '--threads', '2')
     return here/'runs'/'my_worlds.Maze-ldm'
 
+@pytest.mark.slow
 def test_a_world_from_beginning_to_end(here, run, tmp_path):
     "Trained, resumed, evaluated, plotted, recorded; its options are in config.json and in the record"
     config = read_config(run)
@@ -116,6 +117,7 @@ def test_a_method_from_beginning_to_end(here, tmp_path):
     assert read_records(tmp_path/'my_worlds.Maze-my_methods.COUNTED.jsonl.gz')[0]['config']['bonus'] == .3
     assert ldm(here, 'train', 'gridworld', '--method', 'my_methods:COUNTED', '--bonus', 'nan', status=2) == 'ldm: bonus is nan: allowed is a finite number'
 
+@pytest.mark.slow
 def test_list_and_help(here):
     for argv in (['list', 'my_worlds:Maze'], ['list', '--world', 'my_worlds:Maze'], ['train', 'my_worlds:Maze', '--help'], ['train', '--help', 'my_worlds:Maze']):
         text = ldm(here, *argv)
