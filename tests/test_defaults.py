@@ -17,7 +17,7 @@ from ldm_nb.evaluation.evaluate import evaluate
 from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.evaluation.motion import resets, watch
 from ldm_nb.policy.policy import Agent
-from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, load_agent, method_of, override, preset, settings
+from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, WORLDS, load_agent, method_of, override, preset, settings
 from ldm_nb.lab.checkpoints import unseal
 from ldm_nb.training.trainer import Progress, train
 
@@ -39,10 +39,10 @@ def default(name):
 
 def made(world, method, **changes):
     "A small run: world, settings, method"
-    cfg, how = preset(world, method), dict(horizon=30) if world in ROBOTS else {}
+    cfg, how = preset(world, method), dict(horizon=30) if world in ROBOT_WORLDS else {}
     small = SMALL if how else {k: v for k, v in SMALL.items() if k not in ('chunk', 'minibatches')}
     cfg = override(cfg, **{k: v for k, v in (small | changes).items() if k in settings(cfg)})
-    return ROBOTS[world](**how) if how else WORLD, cfg, method_of(world, method)
+    return ROBOT_WORLDS[world](**how) if how else WORLD, cfg, method_of(world, method)
 
 def trained(what, seeds=(3, 7), iterations=2, within=lambda *parts: nullcontext()):
     "A small run of two seeds: its state and its metrics, and how it plays"
@@ -107,10 +107,10 @@ def whole(tmp_path_factory):
         if (world, name) in runs: return runs[world, name]
         runs[world, name] = folder = tmp_path_factory.mktemp('run')/'run'
         few = ['--vae-batch', '4', '--vae-updates', '1', '--workers', '4', '--mixture-workers', '1', '--posteriors', '4', '--transitions', '4']
-        few, frames = few + ['--minibatches', '2', '--chunk', '30', '--buffer-size', '9']*(world in ROBOTS), 120 if world in ROBOTS else 480
+        few, frames = few + ['--minibatches', '2', '--chunk', '30', '--buffer-size', '9']*(world in ROBOT_WORLDS), 120 if world in ROBOT_WORLDS else 480
         with default(name) if name else nullcontext():
             ldm('train', world, '--seeds', '3,7', '--frames', frames, '--threads', '1', '--out', folder, *few)
-            if world in ROBOTS: ldm('resume', folder, '--frames', 2*frames, '--threads', '1')
+            if world in ROBOT_WORLDS: ldm('resume', folder, '--frames', 2*frames, '--threads', '1')
         return folder
     patch.setitem(WORLDS, 'cheetah-vel', partial(WORLDS['cheetah-vel'], horizon=30))
     yield run
@@ -170,10 +170,10 @@ def test_tables_and_pictures_of_a_notebook():
     def look():
         from ldm_nb.evaluation.bayes import hunt, optimum
         from ldm_nb.evaluation.compare import smooth, student, welch
-        from ldm_nb.evaluation.evaluate import interval, iqm
+        from ldm_nb.evaluation.evaluate import confidence_interval, iqm
         from ldm_nb.worlds.robots import at_rest, cheetah_velocity
         x = WORLD.family.splits['eval'].tasks.sum(1)
-        return optimum(hunt([[0, 2], [2, 0]])), interval(x), iqm(x).item(), student(3.), welch(x, x), smooth(x).tolist(), \
+        return optimum(hunt([[0, 2], [2, 0]])), confidence_interval(x), iqm(x).item(), student(3.), welch(x, x), smooth(x).tolist(), \
             at_rest(cheetah_velocity(horizon=3)).tolist()
     want = look()
     for name in DEFAULTS:

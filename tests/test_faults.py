@@ -13,7 +13,7 @@ from ldm_nb.core.files import write_json
 from ldm_nb.core.seeds import flat, generators, tree_map
 from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.lab.lock import locked
-from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, assemble, load_agent, preset
+from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, WORLDS, assemble, load_agent, preset
 from ldm_nb.lab.config import read_config
 from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed, save_checkpoint, sealed, unseal
 from ldm_nb.lab.runs import curves
@@ -42,12 +42,12 @@ CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-
 
 def smaller(world, method):
     "Options that make a run small, a robot's iterations 800 frames"
-    if world not in ROBOTS: return MORE.get(method, [])
+    if world not in ROBOT_WORLDS: return MORE.get(method, [])
     own = [*QUICK, '--buffer-size', '20'] if method[:3] in ('ldm', 'var') else []
     return ['--workers', '4', '--minibatches', '2', *own, *['--mixture-workers', '1']*(method == 'ldm')]
 
 def train(out, method='rl2', seeds='3,7', threads=1, frames=FRAMES, world='gridworld'):
-    frames = frames*800//1920 if world in ROBOTS else frames
+    frames = frames*800//1920 if world in ROBOT_WORLDS else frames
     return ['train', world, '--method', method, '--seeds', seeds, '--frames', str(frames), '--checkpoint-every', '3',
             '--threads', str(threads), '--out', str(out), *smaller(world, method)]
 

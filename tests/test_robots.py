@@ -14,7 +14,7 @@ from ldm_nb.belief.encoder import encode
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.worlds.simulator import load
-from ldm_nb.lab.presets import METHODS, ROBOTS, method_of, override, preset, settings
+from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, method_of, override, preset, settings
 from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
 from ldm_nb.training.trainer import Diverged, Progress, train
 
@@ -24,7 +24,7 @@ SMALL = dict(posteriors=6, transitions=5, vae_batch=3, buffer_size=20, workers=6
 def made(world, method, name='paper', **changes):
     "A world of short episodes, where a task takes two iterations, and a method that fits it"
     cfg = preset(world, method, name)
-    return ROBOTS[world](horizon=30), override(cfg, **{k: v for k, v in (SMALL | changes).items() if k in settings(cfg)}), method_of(world, method)
+    return ROBOT_WORLDS[world](horizon=30), override(cfg, **{k: v for k, v in (SMALL | changes).items() if k in settings(cfg)}), method_of(world, method)
 
 def run(what, seeds, iterations, progress=None, gens=None, **kw):
     world, cfg, m = what
@@ -39,7 +39,7 @@ def same(a, b):
 
 LEARNERS = [k for k, e in METHODS.items() if not e.oracle]
 
-@pytest.mark.parametrize('world,name', [*((w, 'paper') for w in ROBOTS), ('ant-dir', 'release')])
+@pytest.mark.parametrize('world,name', [*((w, 'paper') for w in ROBOT_WORLDS), ('ant-dir', 'release')])
 @pytest.mark.parametrize('method', LEARNERS)
 def test_seed_in_a_stack_is_the_seed_alone(world, method, name):
     what, seen = made(world, method, name), {}
@@ -49,7 +49,7 @@ def test_seed_in_a_stack_is_the_seed_alone(world, method, name):
     stacked, _ = run(what, [3, 7, 11], 4, tick=tick)
     same(take(stacked.state, 1), alone.state)
 
-@pytest.mark.parametrize('world', ROBOTS)
+@pytest.mark.parametrize('world', ROBOT_WORLDS)
 @pytest.mark.parametrize('method', LEARNERS)
 def test_resumed_in_the_middle_of_a_task_is_the_same_run(world, method, tmp_path):
     what = made(world, method)

@@ -12,7 +12,7 @@ from ldm_nb.evaluation.evaluate import evaluate, outcome
 from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.mixture.mixture import Mixture
 from ldm_nb.policy.policy import Agent, policy
-from ldm_nb.lab.presets import METHODS, ROBOTS, WORLDS, override, preset, settings
+from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, WORLDS, override, preset, settings
 from ldm_nb.lab.checkpoints import load_checkpoint, save_checkpoint
 from ldm_nb.training.experience import Experience
 from ldm_nb.training.trainer import Diverged, Progress, accept, train
@@ -115,7 +115,7 @@ def test_no_seed_left():
     assert p.iteration == 2
 
 
-@pytest.mark.parametrize('name', [w for w in WORLDS if w not in ROBOTS])
+@pytest.mark.parametrize('name', [w for w in WORLDS if w not in ROBOT_WORLDS])
 def test_splits_are_disjoint_and_complete(name):
     s = WORLDS[name]().family.splits
     cells = {k: set(map(tuple, v.tasks.tolist())) for k, v in s.items()}

@@ -11,7 +11,7 @@ from ldm_nb.core.remade import remade
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.evaluation.motion import film, ready, view
-from ldm_nb.evaluation.pictures import cells_of, draw_dreams, draw_map, draw_path, spots
+from ldm_nb.evaluation.pictures import cells_of, draw_imagined, draw_map, draw_path, spots
 from ldm_nb.lab.jobs import job, map_pictures, pictures
 from ldm_nb.lab.presets import WORLDS, check, override, usable
 from ldm_nb.methods import ldm, mixreg, rl2, varibad
@@ -152,7 +152,7 @@ def test_pictures_of_strangers(make):
     fig = draw_path(world, x['obs'][0, :, 0], task[0, 0], torch.rand(9, world.n_cells, generator=g), 'title')
     titles = [ax.get_title() for ax in fig.axes]
     assert titles[0] == 'episode 1, step 0' and not any('episode 3' in t for t in titles)
-    assert draw_dreams(world, task[0], torch.rand(3, 2), torch.rand(3, world.n_cells)).axes
+    assert draw_imagined(world, task[0], torch.rand(3, 2), torch.rand(3, world.n_cells)).axes
     assert cells_of(world, task).shape == (1, 2) and cells_of(world, task + .5) is None
     assert torch.equal(spots(world, x['obs'])[..., 0], x['obs'][..., 0])
 

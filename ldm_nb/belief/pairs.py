@@ -57,7 +57,7 @@ def reconstruction_loop(
     p:dict, kind:str, # a single-head decoder, the world's kind of reward
     m:Tensor, # [S,B,P,D]
     obs:Tensor, # [S,B,I,O+1]
-    target:Tensor, count:Tensor, # [S,B,I] of `tally`
+    target:Tensor, count:Tensor, # [S,B,I] of `distinct_inputs`
     mask:Tensor, keep:float, # dropout mask [S,B,P or 1,I,E] or None, and 1 - p_drop
     weight:Tensor=None, # [S,B,P] 1, or 0 for a posterior that does not count
 )->Tensor: # [S] summed over trajectories, posteriors and inputs

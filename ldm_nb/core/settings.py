@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'KINDS', 'LEAST', 'within', 'size', 'one_of', 'override', 'settings', 'Rule', 'rules', 'check_value',
-           'of_kind', 'with_values', 'sources', 'beside', 'said', 'arguments', 'comment']
+           'of_kind', 'with_values', 'sources', 'beside', 'sourced', 'arguments', 'comment']
 
 # %% ../../nbs/core/065_settings.ipynb #65a90004
 import inspect, re, sys
@@ -126,11 +126,11 @@ def sources(
     "What stands beside each setting on its page"
     out = {}
     for f in fields(cfg):
-        v, said = getattr(cfg, f.name), f.metadata.get('about', '') or beside(type(cfg), f.name)
-        if not is_dataclass(v): out[f.name] = said; continue
+        v, about = getattr(cfg, f.name), f.metadata.get('about', '') or beside(type(cfg), f.name)
+        if not is_dataclass(v): out[f.name] = about; continue
         plain = settings(type(v)())
-        own = {k for k, x in settings(v).items() if said and x != plain[k]}
-        out |= {k: s + f' | here: {said}'*(k in own) for k, s in sources(v).items()}
+        own = {k for k, x in settings(v).items() if about and x != plain[k]}
+        out |= {k: s + f' | here: {about}'*(k in own) for k, s in sources(v).items()}
     return out
 
 @lru_cache
@@ -147,7 +147,7 @@ def beside(
     return ''
 
 # %% ../../nbs/core/065_settings.ipynb #65a90019
-def said(
+def sourced(
     where:str, # the source of all the values
     **values, # setting -> value
 )->dict: # setting -> value and where it comes from

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Curves', 'read_curves', 'smooth', 'tail', 'above', 'improvement', 'improvement_interval', 'band', 'draw_bands',
-           'spread', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'Claim', 'judged',
+           'mean_std', 'compared', 'tails', 'draw_against', 'tabled', 'student', 'contrast', 'welch', 'Claim', 'judged',
            'named']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from matplotlib.figure import Figure
 from .records import read_records
-from .evaluate import iqm, interval
+from .evaluate import iqm, confidence_interval
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00007
 class Curves(NamedTuple):
@@ -101,7 +101,7 @@ def improvement(
 
 def improvement_interval(
     x:Tensor, y:Tensor, # [S], [R] a number per seed
-    level:float=.95, draws:int=2000, seed:int=0, # as in `interval`
+    level:float=.95, draws:int=2000, seed:int=0, # as in `confidence_interval`
 )->tuple: # low, high
     "Percentile bootstrap of `improvement`, whole seeds of both groups resampled"
     gen = torch.Generator('cpu').manual_seed(seed)
@@ -119,7 +119,7 @@ def band(
     if kind == 'std':
         mean, std = x.mean(0), x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
         return mean, mean - std, mean + std
-    ends = zip(*(interval(y, iqm) for y in x.T))
+    ends = zip(*(confidence_interval(y, iqm) for y in x.T))
     return iqm(x.T), *(torch.tensor(e, dtype=torch.float32, device='cpu') for e in ends)
 
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500007
@@ -156,7 +156,7 @@ def draw_bands(runs:dict, # label -> Curves
     return fig
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00013
-def spread(
+def mean_std(
     x:Tensor, # [S]
     digits:int=1, # after the point
 )->str:
@@ -179,8 +179,8 @@ def compared(
     "A table for each curve: the mean of the last evaluations, its IQM with interval, and the last evaluation alone"
     def row(label, c, k):
         x, frozen = tail(c.values[k], count), f' ({len(c.frozen)} frozen)' if c.frozen else ''
-        low, high = interval(x, iqm)
-        cells = spread(x), f'{iqm(x).item():.1f} ({low:.1f} to {high:.1f})', spread(c.values[k][:, -1])
+        low, high = confidence_interval(x, iqm)
+        cells = mean_std(x), f'{iqm(x).item():.1f} ({low:.1f} to {high:.1f})', mean_std(c.values[k][:, -1])
         return f'| {label} | {len(c.seeds)}{frozen} | ' + ' | '.join(cells) + ' |'
     def table(k, title):
         head = f'| {title} | seeds | last {count} evaluations | their IQM (95 %) | last one |', '|---|--:|--:|--:|--:|'
@@ -209,7 +209,7 @@ def draw_against(panels:dict, # title -> {label of a line: {value of the setting
             at = [x + (i - (len(groups) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # side by side
             for x, y in zip(at, g.values()): ax.plot([x]*len(y), y, 'o', color=f'C{i}', ms=3.5, alpha=.45, mew=0)
             mid = [y.mean().item() for y in g.values()]
-            low, high = zip(*(interval(y) for y in g.values()))
+            low, high = zip(*(confidence_interval(y) for y in g.values()))
             ax.plot(at, mid, color=f'C{i}', lw=1.6, label=label)
             ax.vlines(at, low, high, color=f'C{i}', lw=1.6)
         for j, (label, y) in enumerate((lines or {}).get(title, {}).items()):
@@ -234,7 +234,7 @@ def tabled(
     for x in sorted({x for g in columns.values() for x in g}):
         cells = []
         for g in columns.values():
-            low, high = interval(g[x].double()) if x in g else (math.nan, math.nan)
+            low, high = confidence_interval(g[x].double()) if x in g else (math.nan, math.nan)
             cells.append(f'{g[x].double().mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})' if x in g else '')
         lines.append(f"| {x:g} | {max(len(g[x]) for g in columns.values() if x in g)} | {' | '.join(cells)} |")
     return '\n'.join(lines)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from ..core.seeds import generators
 from ..worlds.tasks import Family, Goal, World, finite
-from ..belief.decoder import decode_naive, read_by
+from ..belief.decoder import decode_naive, transition_inputs
 
 # %% ../../nbs/evaluation/615_imagined_worlds.ipynb #61510007
 def with_tasks(
@@ -33,7 +33,7 @@ def with_tasks(
         after, _, died = world.step(was, other(task), action)
         end = count[..., 0] == world.horizon
         if died is not None: end = end | died
-        inputs = read_by(vae, seen(after, end), action, seen(was, torch.zeros_like(end)))
+        inputs = transition_inputs(vae, seen(after, end), action, seen(was, torch.zeros_like(end)))
         rows = (x.reshape(1, -1, x.shape[-1]) for x in (task, inputs))
         reward = world.rewards.imagine(decode_naive(decoder, *rows, 1., 1.)).view(end.shape)
         return torch.cat([after.reshape(*end.shape, -1), count], -1), reward, died

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 from ..core.seeds import choose, noise_state, set_noise_state, tree_map
 from ..worlds.tasks import World
-from ..training.rollout import Traj, join
+from ..training.rollout import Traj, cat_workers
 from ..training.experience import Experience
 from ..training.trainer import Method, Progress, accept, owned, renewable
 from .crew import heard, shared, start, tell
@@ -87,7 +87,7 @@ class Duet:
         tree_map(lambda s, x: s.copy_(x), self.acting, {k: {n: now[k][n] for n in v} for k, v in self.acting.items()})
         frozen = [s in progress.frozen for s in progress.seeds]
         tell(self.line, ('imagine', frozen)); heard(self.line); tell(self.line, ('learn', frozen))
-        exp = Experience(join(self.played, self.imagined))
+        exp = Experience(cat_workers(self.played, self.imagined))
         new, metrics = self.act.run(self.cfg, self.world, now, exp, self.noise, progress.iteration)
         self.ahead(new, progress.iteration + 1)
         metrics |= {k: torch.tensor(v, dtype=torch.float32, device='cpu') for k, v in heard(self.line).items()}

@@ -31,7 +31,7 @@ from .checkpoints import (
     save_checkpoint, load_checkpoint, mend, checkpoints, thin, save_weights, load_weights, measured, timings)
 from .runs import trim_metrics, curves
 from ..evaluation.evaluate import evaluate, outcome, summary, table, draw_curves, with_episodes
-from ..evaluation.pictures import cells_of, draw_dreams, draw_path, imagined_maps, place_beliefs
+from ..evaluation.pictures import cells_of, draw_imagined, draw_path, imagined_maps, place_beliefs
 from ..evaluation.motion import view, watch, resets
 
 # %% ../../nbs/lab/850_jobs.ipynb #d35c797a
@@ -486,7 +486,7 @@ def map_pictures(
     figs = {'path.png': draw_path(world, traj.obs[0, :, k].cpu(), traj.task[0, 0, k].cpu(), maps, title)}
     if job.method.mixtures and cells_of(world, traj.task[:, 0]) is not None:
         goals, weights, maps = (x[0].cpu() for x in imagined_maps(job.method, job.cfg, job.world, state, gens))
-        figs['imagined.png'] = draw_dreams(world, goals, weights, maps, f'{name}, seed {seed}: imagined tasks')
+        figs['imagined.png'] = draw_imagined(world, goals, weights, maps, f'{name}, seed {seed}: imagined tasks')
     return figs
 
 # %% ../../nbs/lab/850_jobs.ipynb #65a00002

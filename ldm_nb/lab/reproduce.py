@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LOOKED_INTO', 'Experiment', 'parse_settings', 'whole', 'world_of', 'read_table', 'config', 'chosen', 'of',
-           'lacking', 'budget', 'kept_of', 'fresh', 'span', 'started', 'command', 'reproduce', 'train_row',
+           'lacking', 'budget', 'kept_of', 'unused_folder', 'span', 'started', 'command', 'reproduce', 'train_row',
            'keep_weights', 'kept_weights', 'with_more', 'speed', 'estimate', 'read_bench', 'said_of', 'overview',
            'recorded', 'check_labels', 'absent', 'Networks', 'kept_networks', 'whose']
 
@@ -168,7 +168,7 @@ def kept_of(
     return [s for s in about['seeds'] if s in e.seeds]*(about['frames'] >= budget(e))
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92c00002
-def fresh(
+def unused_folder(
     folder, # where a run is to be, if nothing is there
 )->Path: # that folder, or one beside it
     "A folder without a run"
@@ -258,7 +258,7 @@ def train_row(
     "Train what a row lacks, and record it"
     if not (seeds := lacking(e, data)): return 0
     folder, done = started(e, seeds, runs)
-    folder = folder or fresh(Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}')
+    folder = folder or unused_folder(Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}')
     what = f'going on with {folder}' if done else shlex.join(['ldm', 'train', *command(e, seeds)])
     say(f'figure {e.figure}: {what}')
     try: status = work(folder, e, seeds)

@@ -16,12 +16,12 @@ from ..core.seeds import draw
 from ..worlds.tasks import World
 from ..belief.encoder import EncoderSize
 from ..policy.policy import PolicySize
-from ..policy.onpolicy import Learner, POLICY, flat_rows, memories_of, policy_steps, supervision
-from ..training.past import remembered
+from ..policy.onpolicy import Learner, POLICY, flat_rows, memories_of, policy_steps, update_targets
+from ..training.past import memory_from_past
 from ..training.experience import Experience, experience_noise
 from ..training.trainer import Method, Stage
 from . import rl2
-from .rl2 import LARGE, init, agent, collect
+from .rl2 import RL2_MUJOCO, init, agent, collect
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00007
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def mixed_experience(
     def mix(x, w=w): return blend(x, partner, w)
     if h is not None and cfg.memory == 'carried' and cfg.mixing.mixed_at == 'inputs':
         past, first = workers['past'], w[:, :1].expand(-1, workers['past']['reward'].shape[1], -1)
-        h = remembered(encoder, past | {k: mix(past[k], first) for k in ('after', 'reward')})
+        h = memory_from_past(encoder, past | {k: mix(past[k], first) for k in ('after', 'reward')})
     return exp._replace(traj=t._replace(before=mix(t.before), after=mix(t.after), reward=mix(t.reward)), h=h)
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00013
@@ -113,7 +113,7 @@ def mixed_steps(
     "The steps of the optimisers on mixtures of tasks, drawn anew for every pass"
     params, opt, stats, old, sums = state['params'], state['opt'], state['stats'], state['params']['encoder'], {}
     once = replace(cfg, learner=replace(cfg.learner, epochs=1)) # each pass has a mixture of its own
-    with torch.no_grad(): plain = supervision(cfg, params, stats, exp, reward, memories_of(old, exp))
+    with torch.no_grad(): plain = update_targets(cfg, params, stats, exp, reward, memories_of(old, exp))
     for k, noise in enumerate(mixing):
         i, w = noise['partner'], step_weights(exp.traj.end, noise['partner'], noise['weight'], workers)
         def mix(x, w=w): return blend(x, i, w)
@@ -159,4 +159,4 @@ def update(
     return rl2.update(cfg, world, state, exp, noise, iteration, steps)
 
 STAGES = dict(policy=Stage(update, POLICY))
-METHOD = Method('mixreg', Mixreg, init, draw_noise, collect, update, agent, LARGE, stages=STAGES)
+METHOD = Method('mixreg', Mixreg, init, draw_noise, collect, update, agent, RL2_MUJOCO, stages=STAGES)

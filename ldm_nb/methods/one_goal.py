@@ -46,7 +46,7 @@ def paid_at(
     world:World, goal:Tensor, # for its cells; [S,M] of `goal_of`
 ): # as `imagined`
     "Rewards of tasks with one goal, step by step"
-    def shown(t, fresh, obs, action, after, reward):
+    def shown(t, task_start, obs, action, after, reward):
         here = world.map.cells(after) == goal
         return world.rewards.imagine(torch.where(here, torch.inf, -torch.inf).to(after.dtype))
     return shown

@@ -13,13 +13,13 @@ from ..core.bits import each
 from ..core.layers import linear
 from ..worlds.tasks import World
 from ..belief.encoder import joined
-from ..belief.decoder import decode_naive, embedding, read_by
+from ..belief.decoder import decode_naive, embedding, transition_inputs
 from ..policy.policy import Agent
-from ..policy.onpolicy import before, memories_of
+from ..policy.onpolicy import memory_before, memories_of
 from ..mixture.mixture import mixture_noise, mixture_weights, mix
-from ..training.rollout import Traj, join
-from ..training.past import past_of, remembered
-from ..training.experience import OWN, Experience, beginning, play
+from ..training.rollout import Traj, cat_workers
+from ..training.past import select_past, memory_from_past
+from ..training.experience import WORKER_FIELDS, Experience, initial_memory, play
 
 # %% ../../nbs/methods/715_under_way.ipynb #68af7314
 def noise_under_way(
@@ -38,8 +38,8 @@ def latents_before(
     eps:Tensor, # [S,T,n,D] noise of samples; None for means
 )->Tensor: # [S,T,n,D]
     "The normal workers' latents before each step"
-    read = memories_of(encoder, Experience(traj, h=remembered(encoder, past)))
-    hs = before(read).unflatten(1, traj.reward.shape[1:])
+    read = memories_of(encoder, Experience(traj, h=memory_from_past(encoder, past)))
+    hs = memory_before(read).unflatten(1, traj.reward.shape[1:])
     mu, logvar = linear(joined(encoder)['heads'], hs).chunk(2, -1)
     return mu if eps is None else mu + each(torch.exp, .5*logvar)*eps
 
@@ -48,15 +48,16 @@ def imagined_under_way(
     cfg, world:World, # settings of LDM; for what a decoder's output means
     decoder:dict, m:Tensor, # its parameters; [S,T,n,D] of `latents_before`
     noise:dict, alpha:Tensor, # of `noise_under_way`; [S,M,1 or D,n] weights under way
-): # `shown` as in `go_on`, and a list whose last entry are the weights under way
+): # `shown` as in `rollout_chunk`, and a list whose last entry are the weights under way
     "The reward that replaces the world's, for mixtures that begin with a task and end with it"
     newest, mask, keep = [alpha], noise['mask'], 1. if noise['mask'] is None else 1 - cfg.vae.p_drop
-    def shown(t, fresh, obs, action, after, reward):
+    def shown(t, task_start, obs, action, after, reward):
         new = mixture_weights(noise['e'][:, t], cfg.mixture.beta)
-        if cfg.mixture_scope == 'iteration': fresh = torch.full_like(fresh, t == 0)
-        newest.append(torch.where(fresh[..., None, None], new, newest.pop()))
+        if cfg.mixture_scope == 'iteration': task_start = torch.full_like(task_start, t == 0)
+        newest.append(torch.where(task_start[..., None, None], new, newest.pop()))
         m_hat, on = mix(newest[-1], m[:, t:t+1])[:, 0], 1. if mask is None else mask[:, t].to(m.dtype)
-        return world.rewards.imagine(decode_naive(decoder, m_hat, read_by(cfg.vae, after, action, obs), on, keep))
+        inputs = transition_inputs(cfg.vae, after, action, obs)
+        return world.rewards.imagine(decode_naive(decoder, m_hat, inputs, on, keep))
     return shown, newest
 
 # %% ../../nbs/methods/715_under_way.ipynb #223e65a5
@@ -65,7 +66,7 @@ def in_order(
 )->dict:
     "Workers in another order, so that others come last"
     def pick(x): return x.gather(1, order.reshape(*order.shape, *[1]*(x.dim() - 2)).expand_as(x))
-    return workers | {k: pick(workers[k]) for k in OWN} | dict(past=past_of(workers['past'], order))
+    return workers | {k: pick(workers[k]) for k in WORKER_FIELDS} | dict(past=select_past(workers['past'], order))
 
 # %% ../../nbs/methods/715_under_way.ipynb #fb3c974c
 def collect_under_way(
@@ -75,10 +76,11 @@ def collect_under_way(
     "The next steps of every worker: first the normal ones, then those who imagine"
     p, workers, n, M = state['params'], state['workers'], cfg.normal, cfg.mixture.mixture_workers
     if M and noise['mixture']['workers'] is not None: workers = in_order(workers, noise['mixture']['workers'])
-    h = beginning(cfg, p['encoder'], workers)
+    h = initial_memory(cfg, p['encoder'], workers)
     traj, then = play(cfg, world, agent, workers, h, noise, slice(0, n))
     if not M: return Experience(traj, then, h, dict(workers=workers))
-    m = latents_before(p['vae']['encoder'], past_of(workers['past'], slice(0, n)), traj, noise['mixture']['eps'])
+    m = latents_before(p['vae']['encoder'], select_past(workers['past'], slice(0, n)), traj, noise['mixture']['eps'])
     shown, newest = imagined_under_way(cfg, world, p['vae']['decoder'], m, noise['mixture'], workers['alpha'])
     traj2, then2 = play(cfg, world, agent, workers, h, noise, slice(n, None), shown)
-    return Experience(join(traj, traj2), join(then, then2), h, dict(workers=workers | dict(alpha=newest[0])))
+    own = dict(workers=workers | dict(alpha=newest[0]))
+    return Experience(cat_workers(traj, traj2), cat_workers(then, then2), h, own)

@@ -13,7 +13,7 @@ from ..core.errors import BadInput
 from ..core.settings import one_of, within
 from ..core.seeds import draw, draw_mask
 from ..worlds.tasks import World
-from ..belief.decoder import VAE, decode_naive, read_by
+from ..belief.decoder import VAE, decode_naive, transition_inputs
 
 # %% ../../nbs/mixture/400_mixture.ipynb #4373fff5
 @dataclass(frozen=True)
@@ -91,11 +91,12 @@ def imagined(
     m_hat:Tensor, # [S,T,M,D], T = 1: one for all steps
     mask:Tensor, # [S,T,M,E] bool or None, T = 1: as above
     meaning=None, # output of the decoder [S,M] -> r_hat [S,M]; None: the world's
-): # t, fresh, obs, action, next obs [S,M,O+1], true reward -> r_hat [S,M]
+): # t, task_start, obs, action, next obs [S,M,O+1], true reward -> r_hat [S,M]
     "The reward that replaces the world's, step by step"
     latents, keep = m_hat.unbind(1), 1. if mask is None else 1 - vae.p_drop
     masks, mean = [1.] if mask is None else mask.to(m_hat.dtype).unbind(1), meaning or world.rewards.imagine
     def at(t, of): return of[min(t, len(of) - 1)]
-    def shown(t, fresh, obs, action, after, reward):
-        return mean(decode_naive(decoder, at(t, latents), read_by(vae, after, action, obs), at(t, masks), keep))
+    def shown(t, task_start, obs, action, after, reward):
+        inputs = transition_inputs(vae, after, action, obs)
+        return mean(decode_naive(decoder, at(t, latents), inputs, at(t, masks), keep))
     return shown

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTINUOUS', 'A2C', 'PPO', 'POLICY', 'Learner', 'backwards', 'advantages', 'value_error', 'losses', 'loss_weights',
-           'memories_of', 'before', 'flat_rows', 'seen', 'outputs', 'some', 'supervision', 'normalised', 'scaled',
-           'deal', 'move', 'policy_losses', 'policy_steps', 'with_mean', 'moved', 'acting']
+           'memories_of', 'memory_before', 'flat_rows', 'policy_observations', 'outputs', 'take_rows', 'update_targets',
+           'normalised', 'policy_advantages', 'minibatch_order', 'optimiser_steps', 'policy_losses', 'policy_steps',
+           'with_average', 'update_average', 'acting_networks']
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #9c5c5bf2
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from ..core.seeds import draw, tree_map
 from ..core.bits import each, row_sum
 from ..core.layers import linear
 from ..core.optimisers import gradients, leaf, clip, norm, adam, rmsprop, polyak, total
-from ..core.settings import one_of, override, said, size, within
+from ..core.settings import one_of, override, sourced, size, within
 from ..belief.encoder import joined, memories, memory
 from .policy import likelihood, policy
-from .moments import standard
+from .running import standardised
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #bb27e1a4
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Learner:
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #11020413
 CONTINUOUS = ( # setting -> what PPO changes, and where it comes from
-    said('release: MuJoCo', gamma=.97, gae_lambda=.9, epochs=2, entropy_coef=.01, shuffled=True, value_loss='huber',
+    sourced('release: MuJoCo', gamma=.97, gae_lambda=.9, epochs=2, entropy_coef=.01, shuffled=True, value_loss='huber',
          old_values='recomputed', optimiser='adam', scale_observations=True, scale_rewards=True, scale_advantages=True)
-    | said('release: Ant-dir, Cheetah 4, Ant-goal 1 (variBAD 4)', minibatches=4)
-    | said('release: Ant .05, Cheetah .1', ratio_clip=.05)
-    | said('ours: the end of a task is a time limit', task_end='bootstrap'))
+    | sourced('release: Ant-dir, Cheetah 4, Ant-goal 1 (variBAD 4)', minibatches=4)
+    | sourced('release: Ant .05, Cheetah .1', ratio_clip=.05)
+    | sourced('ours: the end of a task is a time limit', task_end='bootstrap'))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #11020415
 A2C, PPO = Learner(), override(Learner(), **{k: v for k, (v, _) in CONTINUOUS.items()})
@@ -140,11 +141,11 @@ def memories_of(
     "Memory along a rollout"
     t, h = exp.traj, exp.h
     if h is None: h, keep = memory(encoder, t.reward.shape[2]), None
-    else: keep = (~t.fresh).to(h.dtype) if t.fresh[:, 1:].any() else None # at the first step `h` knows
+    else: keep = (~t.task_start).to(h.dtype) if t.task_start[:, 1:].any() else None # at the first step `h` knows
     return memories(joined(encoder), t.after, t.action, t.reward, h, keep), keep
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627350
-def before(
+def memory_before(
     read:tuple, # of `memories_of`
 )->Tensor: # [S,T*B,H]
     "Memory before each step; zero where a task begins"
@@ -154,13 +155,13 @@ def before(
 def flat_rows(x): return x.flatten(1, 2) # [S,T,B,...] -> [S,T*B,...], step by step
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627352
-def seen(
-    cfg, stats:dict, # a method's settings with `policy` and `learner`; with `seen`, where observations are scaled
+def policy_observations(
+    cfg, stats:dict, # a method's settings with `policy` and `learner`; running moments, `seen` of observations
     obs:Tensor, # [S,T,B,O+1]
 )->Tensor: # [S,T*B,O+1]; None where actor and critic see no observations
     "Observations as actor and critic see them"
     if not cfg.policy.state_conditioned: return None
-    return flat_rows(standard(stats['seen'], obs) if cfg.learner.scale_observations else obs)
+    return flat_rows(standardised(stats['seen'], obs) if cfg.learner.scale_observations else obs)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #f9d620d1
 def outputs(
@@ -170,17 +171,17 @@ def outputs(
 )->tuple: # logits or means [S,n,A], values [S,n]
     "Actor and critic before each step"
     (hs, keep), heads, B = read, joined(p['encoder'])['heads'], traj.reward.shape[2]
-    obs = seen(cfg, stats, traj.before)
+    obs = policy_observations(cfg, stats, traj.before)
     if rows is None:
         context = linear(heads, hs)[:, :-1]
         if keep is not None: context = torch.where(keep[..., None] > 0, context, heads['b'][:, None])
         context = torch.cat([context[:, :1].detach(), context[:, 1:]], 1)
         return policy(p['heads'], flat_rows(context), obs)
-    context = linear(heads, some(before(read), rows))
+    context = linear(heads, take_rows(memory_before(read), rows))
     context = torch.where((rows < B)[..., None], context.detach(), context)
-    return policy(p['heads'], context, None if obs is None else some(obs, rows))
+    return policy(p['heads'], context, None if obs is None else take_rows(obs, rows))
 
-def some(
+def take_rows(
     x:Tensor, rows:Tensor, # [S,T*B,...]; [S,n]
 )->Tensor: # [S,n,...]
     "Some rows of each seed"
@@ -188,7 +189,7 @@ def some(
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #186ef02d
 @torch.no_grad()
-def supervision(
+def update_targets(
     cfg, p:dict, stats:dict, # a method's settings; encoder and heads as they acted; running moments, or none
     exp, reward:Tensor, # an experience; its rewards as the policy is to see them [S,T,B]
     read:tuple=None, # of `memories_of` with these networks, where values are recomputed
@@ -196,8 +197,9 @@ def supervision(
     "What actor and critic are to learn from a rollout, and what they are held against"
     t, value, then, goal = exp.traj, exp.traj.value, exp.traj.next_value, {}
     if cfg.learner.old_values == 'recomputed':
-        def judged(h, obs): return policy(p['heads'], linear(joined(p['encoder'])['heads'], h), seen(cfg, stats, obs))
-        out, value = judged(before(read), t.before)
+        heads = joined(p['encoder'])['heads']
+        def judged(h, obs): return policy(p['heads'], linear(heads, h), policy_observations(cfg, stats, obs))
+        out, value = judged(memory_before(read), t.before)
         value, then = value.view_as(reward), judged(flat_rows(read[0][:, 1:]), t.after)[1].view_as(reward)
         goal = dict(logp=likelihood(p['heads'], out, flat_rows(t.action))[0])
     A = advantages(cfg.learner, t, reward, value, then)
@@ -211,14 +213,14 @@ def normalised(
     "Each seed's numbers with mean 0 and standard deviation 1"
     return (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-5) # release
 
-def scaled(
-    cfg:Learner, goal:dict, # settings; of `supervision`
+def policy_advantages(
+    cfg:Learner, goal:dict, # settings; of `update_targets`
 )->dict: # the same
     "Advantages as the actor sees them"
     return goal | dict(advantage=normalised(goal['advantage'])) if cfg.scale_advantages else goal
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #27071473
-def deal(
+def minibatch_order(
     gens:list, # `S` generators
     cfg:Learner, # for its passes and minibatches
     transitions:int, # T*B, a multiple of the minibatches
@@ -229,7 +231,7 @@ def deal(
     return order.unflatten(-1, (cfg.minibatches, -1))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #d0327fa1
-def move(
+def optimiser_steps(
     cfg:Learner, names:tuple, # settings; the networks that learn, of `encoder` and `heads`
     params:dict, opt:dict, # before the step
     g:dict, # gradients of these networks
@@ -244,12 +246,12 @@ def move(
 # %% ../../nbs/policy/310_onpolicy.ipynb #e9fbcd6d
 def policy_losses(
     cfg, p:dict, stats:dict, # a method's settings; encoder and heads, which collect gradients; running moments, or none
-    traj, goal:dict, read:tuple, # the rollout; of `supervision`; of `memories_of` with these networks
+    traj, goal:dict, read:tuple, # the rollout; of `update_targets`; of `memories_of` with these networks
     rows:Tensor=None, # as in `outputs`
 )->dict: # name -> [S]
     "The losses of actor and critic on a rollout, or on some of its steps"
     out, value = outputs(cfg, p, stats, traj, read, rows)
-    def mine(x): return x if rows is None else some(x, rows)
+    def mine(x): return x if rows is None else take_rows(x, rows)
     logp, entropy = likelihood(p['heads'], out, mine(flat_rows(traj.action)))
     return losses(cfg.learner, logp, value, entropy, {k: mine(v) for k, v in goal.items()})
 
@@ -260,36 +262,36 @@ POLICY = 'encoder', 'heads' # the networks that act
 def policy_steps(
     cfg, state:dict, # a method's settings; its `params`, `opt` and, where there are moments, `stats`
     exp, reward:Tensor, # an experience; its rewards as the policy is to see them [S,T,B]
-    order:Tensor=None, # of `deal`
+    order:Tensor=None, # of `minibatch_order`
     names:tuple=POLICY, # the networks that learn
-    goal:dict=None, # of `supervision`; None: found out here
+    goal:dict=None, # of `update_targets`; None: found out here
     reading=memories_of, # an encoder's parameters, exp -> what `memories_of` gives
 )->tuple: # params, opt, metrics (name -> [S]), means over the steps
     "All steps of the optimisers on one rollout"
     learner, params, opt, stats, sums = cfg.learner, state['params'], state['opt'], state.get('stats', {}), {}
     once = None if 'encoder' in names else reading(params['encoder'], exp)
     batches = [None]*learner.epochs if order is None else order.flatten(1, 2).unbind(1)
-    if goal is not None: goal = scaled(learner, goal)
+    if goal is not None: goal = policy_advantages(learner, goal)
     for rows in batches:
         p = leaf({k: params[k] for k in names})
         both = params | p
         read = once or reading(both['encoder'], exp)
-        if goal is None: goal = scaled(learner, supervision(cfg, params, stats, exp, reward, read))
+        if goal is None: goal = policy_advantages(learner, update_targets(cfg, params, stats, exp, reward, read))
         found = policy_losses(cfg, both, stats, exp.traj, goal, read, rows)
         g = gradients(total(found, loss_weights(learner)), p)
-        params, opt, lengths = move(learner, names, params, opt, g)
+        params, opt, lengths = optimiser_steps(learner, names, params, opt, g)
         sums = {k: v.detach() + sums.get(k, 0.) for k, v in (found | lengths).items()}
     return params, opt, {k: v/len(batches) for k, v in sums.items()}
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b2
-def with_mean(
+def with_average(
     cfg:Learner, params:dict, # settings; with encoder and heads
 )->dict: # params
     "The running average at its beginning, where one is asked for"
     return params | dict(mean=tree_map(torch.clone, {k: params[k] for k in POLICY})) if cfg.average else params
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b6
-def moved(
+def update_average(
     cfg:Learner, params:dict, # settings; after the steps of an iteration
 )->dict: # params
     "The running average a step further, where there is one"
@@ -297,7 +299,7 @@ def moved(
     return params | dict(mean=polyak(params['mean'], {k: params[k] for k in POLICY}, cfg.average))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b4
-def acting(
+def acting_networks(
     params:dict, greedy:bool, # with encoder and heads; the most likely action instead of a sample
 )->dict: # encoder, heads
     "The networks that act: greedily the running average, where there is one"
