@@ -26,7 +26,7 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 
 # Pages and cells, also for readme.py and lint.py
 
-PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluation', 'methods', 'lab', 'results', 'recipes')  # in reading order
+PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluation', 'methods', 'lab', 'results', 'recipes', 'tour')  # in reading order
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 MARK = '⚙'                                     # of such pages in the sidebar

@@ -9,7 +9,7 @@ from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, op
 
 EXPORT, LESSON, RUN, SIZE, WIDE = 50, 15, 2, 300_000, 120   # lines, lines, exported cells to a lesson, bytes, columns
 STORY = PARTS[:PARTS.index('lab')]                          # parts that import nothing of the laboratory
-BARE = 'results', 'recipes'                                 # parts that export nothing
+BARE = 'results', 'recipes', 'tour'                                 # parts that export nothing
 CLOSURE, MOST = ('methods.ldm', 'worlds.gridworld'), 17     # pages that a reader of LDM needs, mechanics left out
 TITLE = re.compile(r'# \S.*\n+> (\S.*(?:\n>.*)*)')
 PATH = re.compile(r'(?<![\w.~:/})*-])/(?:root|home|work|tmp|mnt|opt|var|Users|usr/(?:local|lib))\b[\w./-]*')
@@ -72,7 +72,7 @@ def title(f, nb, nbs):
 def name(f, nb, nbs):
     if f.parent == nbs and f.stem == 'index': return
     k = PARTS.index(part(f)) if f.parent.parent == nbs and part(f) in PARTS else None
-    if k is not None: k = min(k, 9)  # results and recipes share the last hundred
+    if k is not None: k = min(k, 9)  # results, recipes and tour share the last hundred
     if k is None: yield None, f'a page lies in the folder of its part: {", ".join(PARTS)}'
     elif number(f) is None or number(f)//100 != k: yield None, f'give the page its number: {k}00_{stem(f)}.ipynb to {k}99'
     for p in pages(nbs):
