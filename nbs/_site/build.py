@@ -50,6 +50,12 @@ def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startsw
 def flags(c): return {o.split()[0] for o in options(c)} if c['cell_type'] == 'code' else set()
 def exported(c): return bool(flags(c) & {'export', 'exporti', 'exports'})
 
+def only_imports(c):
+    "Is it a code cell of imports alone?"
+    try: body = ast.parse(code(c)).body
+    except SyntaxError: return False  # of shell lines
+    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+
 def shown(c):
     "Does the reader see this cell?"
     if c['cell_type'] == 'raw' or 'nbdev_export(' in source(c): return False
@@ -151,6 +157,10 @@ def convert(f, names):
         if c['cell_type'] == 'markdown': c['source'] = markdown(c['source'], names, f)
         else:
             tags = [TAGS[o] for o in options(c) if o in TAGS]
+            meta = {}
+            if only_imports(c):  # folded: a reader of the site seldom needs them
+                tags.append('hide-input')
+                meta = dict(mystnb=dict(code_prompt_show='Show the imports', code_prompt_hide='Hide the imports'))
             if exported(c):
                 tags.append('export')
                 labels = '\n'.join(f'({anchor(module(f), k)})=' for k, _ in defined(c))
@@ -159,7 +169,7 @@ def convert(f, names):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
                     md = re.sub(r'^---\n|^\[source\]\(.*\n', '', md, flags=re.M)  # what show_doc begins with
                     o['data']['text/markdown'] = markdown(md, names, f)
-            c.update(source=code(c), metadata=dict(tags=tags))
+            c.update(source=code(c), metadata=meta | dict(tags=tags))
         out.append(c)
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
 
@@ -190,7 +200,8 @@ def prepare(nbs, dst):
     if names.mods:
         (dst/'api.md').write_text(api(names), encoding='utf-8')
         groups['Reference'] = ['api']
-    toc = '\n\n'.join(toctree(k, v) for k, v in groups.items())
+    first = {k: groups.pop(k) for k in ('Tour',) if k in groups}  # it imports everything, so its number is high; a reader begins with it
+    toc = '\n\n'.join(toctree(k, v) for k, v in (first | groups).items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
     if (nbs/'images').exists(): shutil.copytree(nbs/'images', dst/'images')
     for doc, (f, nb) in docs.items():
