@@ -27,7 +27,7 @@ FRAMES, N = 8*1920, 8
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     "An evaluation every second iteration"
-    monkeypatch.setattr(presets, 'interval', lambda world: 2*1920 if world.n_actions else 2*800)
+    monkeypatch.setattr(presets, 'default_interval', lambda world: 2*1920 if world.n_actions else 2*800)
 
 def ldm(capsys, *argv):
     with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
