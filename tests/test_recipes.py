@@ -134,7 +134,7 @@ for name, method, more in ('rl2', 'rl2', {}), ('none', 'my_methods:COUNT', dict(
     assert python(here, '-c', code, tmp_path) == ''
     def curves(name):
         rows = [json.loads(l) for l in (tmp_path/name/'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
-        return [r | dict(metrics={k: v for k, v in r['metrics'].items() if k != 'places'}) for r in rows]
+        return [r | dict(metrics={k: v for k, v in r['metrics'].items() if k != 'cells'}) for r in rows]
     assert curves('none') == curves('rl2') != curves('bonus')
 
 def test_other_folders(run, tmp_path):
