@@ -615,6 +615,6 @@ def test_a_full_buffer_is_small(tmp_path):
     state = METHODS['ldm'].method.init(cfg, world, gens)
     assert cfg.vae.buffer_size == 100_000
     state['buffer'].random_(generator=torch.Generator().manual_seed(0))
-    path = save_checkpoint(tmp_path, Progress([0], state, 10_000), gens, held=100_000)
+    path = save_checkpoint(tmp_path, Progress([0], state, 10_000), gens, tasks=100_000)
     size = (path/'seed-0.pt').stat().st_size
     assert 4_100_000 < size < 8_000_000
