@@ -202,12 +202,12 @@ def test_a_wrong_device_is_the_options_fault(capsys, runs):
 # Empty values
 
 EMPTY = [(c, argv, o.name) for c in COMMANDS for o in options_of(COMMANDS[c]) if o.kind is not bool for argv in
-         ([['']] if o.place else [[f"--{o.name.replace('_', '-')}", ''], [f"--{o.name.replace('_', '-')}="], [f"--{o.name.replace('_', '-')}", ' ']])]
+         ([['']] if o.positional else [[f"--{o.name.replace('_', '-')}", ''], [f"--{o.name.replace('_', '-')}="], [f"--{o.name.replace('_', '-')}", ' ']])]
 
 @pytest.mark.parametrize('command,argv,name', EMPTY, ids=[f"{c} {' '.join(a)!r}" for c, a, _ in EMPTY])
 def test_an_empty_value_is_an_error(command, argv, name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = [] if argv[0].strip() == '' else {'train': ['gridworld']}.get(command, ['x'] if any(o.place for o in options_of(COMMANDS[command])) else [])
+    first = [] if argv[0].strip() == '' else {'train': ['gridworld']}.get(command, ['x'] if any(o.positional for o in options_of(COMMANDS[command])) else [])
     code, out, err = ldm(capsys, command, *first, *argv)
     assert code == 2 and re.fullmatch(rf"ldm: {name} is '\s*': that is empty; give it a value, or leave it out\n", err), err
     assert not list(tmp_path.iterdir())
