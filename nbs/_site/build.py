@@ -47,6 +47,7 @@ def pages(nbs=NBS):
 def source(c): return ''.join(c['source'])
 def options(c): return [o for l in source(c).splitlines() if l.startswith('#|') and (o := l[2:].strip())]
 def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startswith('#|')).strip('\n')
+def caption(c): return next((o[8:].strip().strip('"') for o in options(c) if o.startswith('fig-cap:')), '')  # of a cell's picture
 def flags(c): return {o.split()[0] for o in options(c)} if c['cell_type'] == 'code' else set()
 def exported(c): return bool(flags(c) & {'export', 'exporti', 'exports'})
 
@@ -159,7 +160,8 @@ def convert(f, names):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
                     md = re.sub(r'^---\n|^\[source\]\(.*\n', '', md, flags=re.M)  # what show_doc begins with
                     o['data']['text/markdown'] = markdown(md, names, f)
-            c.update(source=code(c), metadata=dict(tags=tags))
+            words = dict(mystnb=dict(figure=dict(caption=caption(c)), image=dict(alt=caption(c)))) if caption(c) else {}
+            c.update(source=code(c), metadata=dict(tags=tags, **words))
         out.append(c)
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
 
