@@ -47,7 +47,6 @@ def pages(nbs=NBS):
 def source(c): return ''.join(c['source'])
 def options(c): return [o for l in source(c).splitlines() if l.startswith('#|') and (o := l[2:].strip())]
 def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startswith('#|')).strip('\n')
-def caption(c): return next((o[8:].strip().strip('"') for o in options(c) if o.startswith('fig-cap:')), '')  # of a cell's picture
 def flags(c): return {o.split()[0] for o in options(c)} if c['cell_type'] == 'code' else set()
 def exported(c): return bool(flags(c) & {'export', 'exporti', 'exports'})
 
@@ -144,10 +143,18 @@ def markdown(s, names, f):
     return named(outside(s, fix), href)
 
 
+def alternative(c, after):
+    "What a picture of cell `c` shows, in words: its option `fig-alt`, or the caption **Figure.** in the cell that follows"
+    said = next((o for o in options(c) if o.startswith('fig-alt:')), '').partition(':')[2].strip(' "')
+    below = source(after) if after and after['cell_type'] == 'markdown' else ''
+    return said or (re.sub(r'[*`$]', '', below.partition('\n\n')[0]).removeprefix('Figure.').strip() if below.startswith('**Figure.**') else '')
+
+
 def convert(f, names):
     "Page `f` as a MyST notebook"
-    out = []
-    for c in cells(f):
+    out, page = [], cells(f)
+    for c, after in zip(page, [*page[1:], None]):
+        alt = alternative(c, after)
         c = {k: v for k, v in c.items() if k != 'attachments'} | dict(source=source(c))
         if c['cell_type'] == 'markdown': c['source'] = markdown(c['source'], names, f)
         else:
@@ -160,8 +167,7 @@ def convert(f, names):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
                     md = re.sub(r'^---\n|^\[source\]\(.*\n', '', md, flags=re.M)  # what show_doc begins with
                     o['data']['text/markdown'] = markdown(md, names, f)
-            words = dict(mystnb=dict(figure=dict(caption=caption(c)), image=dict(alt=caption(c)))) if caption(c) else {}
-            c.update(source=code(c), metadata=dict(tags=tags, **words))
+            c.update(source=code(c), metadata=dict(tags=tags) | (dict(mystnb=dict(image=dict(alt=alt))) if alt else {}))
         out.append(c)
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
 
