@@ -1,7 +1,7 @@
 "The site builds without a warning, and a link that leads nowhere stops it."
 import pytest
 import nb as editor
-from build import MARK, Names, build, dead_links, named, pages
+from build import MARK, Names, alternative, build, dead_links, named, pages
 
 pytestmark = pytest.mark.xdist_group('site')
 
@@ -82,6 +82,13 @@ def test_small(site):
     core, fig = (out/'core/zeros.html').read_text(), (out/'results/fig4.html').read_text()
     assert 'id="ldm-nb-core-zeros-zero"' in core and 'href="#ldm-nb-core-zeros-zero"' in core and 'def' in core
     assert all(f'href="../core/zeros.html{a}"' in fig for a in ('#ldm-nb-core-zeros-zero', '#zero', ''))
+
+def test_alternative():
+    "A picture says in words what it shows: its option, or the caption below it"
+    picture, caption = ({'cell_type': k, 'source': [s]} for k, s in (('code', 'draw()'), ('markdown', '**Figure.** Two `lines`.\n\nMore.')))
+    assert alternative(picture, caption) == 'Two lines.'
+    assert alternative(picture | dict(source=['#| fig-alt: "One line."\ndraw()']), caption) == 'One line.'
+    assert alternative(picture, None) == alternative(picture, caption | dict(source=['Words.'])) == ''
 
 def test_order(site):
     "The sidebar shows the parts in the order of reading, which is no order of the alphabet, and marks mechanics"

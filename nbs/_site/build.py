@@ -149,10 +149,18 @@ def markdown(s, names, f):
     return named(outside(s, fix), href)
 
 
+def alternative(c, after):
+    "What a picture of cell `c` shows, in words: its option `fig-alt`, or the caption **Figure.** in the cell that follows"
+    said = next((o for o in options(c) if o.startswith('fig-alt:')), '').partition(':')[2].strip(' "')
+    below = source(after) if after and after['cell_type'] == 'markdown' else ''
+    return said or (re.sub(r'[*`$]', '', below.partition('\n\n')[0]).removeprefix('Figure.').strip() if below.startswith('**Figure.**') else '')
+
+
 def convert(f, names):
     "Page `f` as a MyST notebook"
-    out = []
-    for c in cells(f):
+    out, page = [], cells(f)
+    for c, after in zip(page, [*page[1:], None]):
+        alt = alternative(c, after)
         c = {k: v for k, v in c.items() if k != 'attachments'} | dict(source=source(c))
         if c['cell_type'] == 'markdown': c['source'] = markdown(c['source'], names, f)
         else:
@@ -169,6 +177,7 @@ def convert(f, names):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
                     md = re.sub(r'^---\n|^\[source\]\(.*\n', '', md, flags=re.M)  # what show_doc begins with
                     o['data']['text/markdown'] = markdown(md, names, f)
+            if alt: meta |= dict(mystnb=meta.get('mystnb', {}) | dict(image=dict(alt=alt)))
             c.update(source=code(c), metadata=meta | dict(tags=tags))
         out.append(c)
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
