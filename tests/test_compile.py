@@ -7,7 +7,7 @@ import torch
 from ldm_nb.lab.cli import can_compile
 from ldm_nb.core.seeds import flat, generators, tree_map
 from ldm_nb.core.devices import compiling
-from ldm_nb.lab.graphs import Recorded, again, compiler_trouble
+from ldm_nb.lab.graphs import Recorded, no_graph, compiler_trouble
 from ldm_nb.lab.presets import METHODS, WORLDS, override, preset, settings
 from ldm_nb.training.trainer import Progress, iterate, train
 
@@ -57,7 +57,7 @@ def test_a_recorded_iteration_is_the_iteration(name, more):
     method, cfg = METHODS[name].method, settings_of(name, **more)
     (a, p), (b, q) = (stack_of(cfg, method) for _ in range(2))
     train(method, cfg, WORLD, a, p, iterations=5, every=100)
-    train(method, cfg, WORLD, b, q, iterations=5, every=100, step=Recorded(method, cfg, WORLD, b, record=again, warm=1).step)
+    train(method, cfg, WORLD, b, q, iterations=5, every=100, step=Recorded(method, cfg, WORLD, b, record=no_graph, warm=1).step)
     for k, x in flat(p.state).items(): assert torch.equal(x, flat(q.state)[k]), k
     for k in p.sums: assert torch.equal(p.sums[k], q.sums[k]), k
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm_nb.lab.cli import main
-from ldm_nb.lab.graphs import Recorded, again
+from ldm_nb.lab.graphs import Recorded, no_graph
 from ldm_nb.core.seeds import flat, generators, take
 from ldm_nb.lab.crew import Crew
 from ldm_nb.lab.duet import Duet
@@ -75,7 +75,7 @@ def test_torch_defaults_change_no_bit(i, name):
     same(got, want)
 
 HELPERS = dict(crew=(lambda *parts: Crew(*parts, 2), (3, 7)), duet=(Duet, (3,)),
-               recorded=(lambda *parts: nullcontext(Alone(*parts[:-1], again, 1)), (3, 7)))
+               recorded=(lambda *parts: nullcontext(Alone(*parts[:-1], no_graph, 1)), (3, 7)))
 
 class Alone(Recorded):
     "Recorded iterations, without a GPU"

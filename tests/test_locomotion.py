@@ -196,7 +196,7 @@ def test_fork():
            'if not pid: sys.exit(0 if torch.equal(l.simulate(l.ANT, s, a, 2, p)[0], want) else 3)\n' \
            'sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))'
     assert subprocess.run([sys.executable, '-c', code], timeout=60).returncode == 0
-    line, process = crew.start(lambda word: (simulate(ANT, state, a, 2, pools)[0], len(pools.idle)))
+    line, process = crew.start_process(lambda word: (simulate(ANT, state, a, 2, pools)[0], len(pools.idle)))
     line.send('go')
     got, idle = line.recv()
     line.close()

@@ -16,7 +16,7 @@ from ldm_nb.core.seeds import tree_map
 from ldm_nb.evaluation.records import read_records
 from ldm_nb.lab.config import new_config, read_config, write_config
 from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed
-from ldm_nb.lab.runs import begun, record
+from ldm_nb.lab.runs import new_run, record
 from test_faults import die, forked
 
 LDM = [sys.executable, '-c', 'from ldm_nb.lab.cli import main; main()']
@@ -93,7 +93,7 @@ def test_many_begin_one_run(tmp_path):
         for i in range(50):
             gate.wait()
             try:
-                with begun(folder := tmp_path/f'run-{i}', dict(config, command=f'ldm by {k}')):
+                with new_run(folder := tmp_path/f'run-{i}', dict(config, command=f'ldm by {k}')):
                     assert read_config(folder)['command'] == f'ldm by {k}'
                     (folder/'metrics.jsonl').write_text(f'{k}\n')
                 results.put((i, k))

@@ -13,10 +13,10 @@ from torch.nn.functional import pad
 
 # %% ../../nbs/core/010_bits.ipynb #353dec1f
 def each(
-    f, # elementwise, such as `torch.exp`
+    f, # function of single numbers, such as `torch.exp`
     x:Tensor, # [S,...]
 )->Tensor: # [S,...]
-    "`f` of every number, by the same routine whatever the number of seeds"
+    "Apply `f` to every number, by the same routine for any number of seeds"
     n = x.numel()//len(x) if x.dim() > 1 else 0
     if n % 64 == 0: return f(x)
     return f(pad(x.flatten(1), (0, -n % 64)))[:, :n].reshape(x.shape)
@@ -24,18 +24,18 @@ def each(
 # %% ../../nbs/core/010_bits.ipynb #01000002
 def row_sum(
     x:Tensor, # [...,a,b,...]
-    keep:int=1, # leading axes that stay
-)->Tensor: # the leading axes
-    "Sum over all but the first `keep` axes, as one row"
+    keep:int=1, # number of leading axes that stay
+)->Tensor: # [...] these leading axes
+    "Sum over all axes after the first `keep`, as one row"
     return x.flatten(keep).sum(-1)
 
 # %% ../../nbs/core/010_bits.ipynb #01000005
 def affine(
-    x:Tensor, # [S,n,in]
-    w:Tensor, # [S,in,out]
-    b:Tensor, # [S,1,out]
+    x:Tensor, # [S,n,in] inputs
+    w:Tensor, # [S,in,out] weights
+    b:Tensor, # [S,1,out] biases
 )->Tensor: # [S,n,out]
-    "`x @ w + b`, by the same route whatever the number of seeds"
+    "`x @ w + b`, by the same algorithm for any number of seeds"
     n, out = x.shape[1], w.shape[2]
     if w.shape[1] == 1: return x*w + b
     if out == 1: return (x*w.transpose(1, 2)).sum(-1, keepdim=True) + b
@@ -47,9 +47,9 @@ def affine(
 # %% ../../nbs/core/010_bits.ipynb #00c0de02
 @contextmanager
 def one_thread():
-    "Within it torch computes with one thread and collects gradients; afterwards the process is as before"
+    "Inside this context torch computes with one thread and collects gradients; afterwards as before"
     before = torch.get_num_threads()
-    if before != 1: torch.set_num_threads(1) # of this Python thread; others keep theirs
+    if before != 1: torch.set_num_threads(1) # for this Python thread only
     try:
         with torch.enable_grad(): yield
     finally:

@@ -29,32 +29,32 @@ class Learner:
     gamma:float = within(.95, 0, 1) # discount; release: grid
     gae_lambda:float = within(.95, 0, 1) # lambda of the advantage; release: grid
     epochs:int = within(1, 1, 1000) # passes over a rollout; A2C: one
-    minibatches:int = size(1) # of a pass; A2C: the whole rollout at once
-    shuffled:bool = False # are transitions dealt out anew in each pass? A2C: no
-    ratio_clip:float = within(0., 0, 1e6) # epsilon of PPO, of ratios and of values; 0: no ratios, A2C's policy gradient
+    minibatches:int = size(1) # minibatches of a pass; A2C: one, the whole rollout
+    shuffled:bool = False # are transitions assigned to minibatches at random in each pass? A2C: no
+    ratio_clip:float = within(0., 0, 1e6) # epsilon of PPO, for ratios and values; 0: no ratios, A2C's policy gradient
     value_loss:str = one_of('squared', 'huber') # 'squared': (R - V)^2 (release, grid); 'huber': half of Huber's,
         # clipped (release, MuJoCo)
-    old_values:str = one_of('recorded', 'recomputed') # of critic and policy: 'recorded' while acting (release,
-        # grid), or 'recomputed' before the first step, as PPO needs them (release, MuJoCo)
+    old_values:str = one_of('recorded', 'recomputed') # values of the policy that acted: 'recorded' during the rollout
+        # (release, grid), or 'recomputed' before the first step, with log-probabilities for PPO (release, MuJoCo)
     value_coef:float = within(.5, 0, 1e6) # weight of the value loss; release: all
     entropy_coef:float = within(.1, 0, 1e6) # weight of the entropy bonus; release: grid
     optimiser:str = one_of('rmsprop', 'adam') # of actor and critic: 'rmsprop' (release, grid), 'adam' (release, MuJoCo)
     policy_lr:float = within(7e-4, 0, 10) # step size of actor and critic; release: all
     encoder_lr:float = within(7e-4, 0, 10) # Adam step size of Encoder-p; release: all
-    max_grad_norm:float = within(.5, 1e-9, 1e9) # limit of the gradient's norm, heads and encoder apart; release: all
-    scale_observations:bool = False # do actor and critic see observations scaled by running moments? release: MuJoCo
-    scale_rewards:bool = False # are rewards divided by the running deviation of returns? release: MuJoCo
-    scale_advantages:bool = False # are advantages brought to mean 0 and deviation 1? release: MuJoCo
-    task_end:str = one_of('terminal', 'bootstrap') # 'terminal': nothing follows a task (release, grid);
-        # 'bootstrap': the critic's value does, unless the last episode ended by death
+    max_grad_norm:float = within(.5, 1e-9, 1e9) # limit of the gradient's norm, heads and Encoder-p each; release: all
+    scale_observations:bool = False # do actor and critic see observations of mean 0 and variance 1? release: MuJoCo
+    scale_rewards:bool = False # are rewards divided by the standard deviation of returns? release: MuJoCo
+    scale_advantages:bool = False # are advantages brought to mean 0 and standard deviation 1? release: MuJoCo
+    task_end:str = one_of('terminal', 'bootstrap') # value after the last step of a task. 'terminal': 0 (release, grid);
+        # 'bootstrap': the critic's value, but 0 after a death in the last episode
     episode_end:str = one_of('bridge', 'cut') # 'bridge': advantages reach across the episodes of a task; 'cut': not
-        # where time is up (release, MuJoCo)
+        # where an episode ends by time (release, MuJoCo)
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
-    average:float = within(0., 0, .99999) # decay of the running average of actor, critic and Encoder-p that
-        # evaluations play, a step of it an iteration; 0: they play the newest (paper, release)
+    average:float = within(0., 0, .99999) # decay of a running average of actor, critic and Encoder-p, one step per
+        # iteration, with which evaluations act; 0: they act with the newest networks (paper, release)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #11020413
-CONTINUOUS = ( # setting -> what PPO changes, and where it comes from
+CONTINUOUS = ( # setting -> value for worlds with continuous actions, and its source
     sourced('release: MuJoCo', gamma=.97, gae_lambda=.9, epochs=2, entropy_coef=.01, shuffled=True, value_loss='huber',
          old_values='recomputed', optimiser='adam', scale_observations=True, scale_rewards=True, scale_advantages=True)
     | sourced('release: Ant-dir, Cheetah 4, Ant-goal 1 (variBAD 4)', minibatches=4)
@@ -66,10 +66,10 @@ A2C, PPO = Learner(), override(Learner(), **{k: v for k, (v, _) in CONTINUOUS.it
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7a007968
 def backwards(
-    delta:Tensor, # [S,T,B]
-    factor:Tensor, # [S,T,B]
+    delta:Tensor, # [S,T,B] first term at each step
+    factor:Tensor, # [S,T,B] factor of the following step
 )->Tensor: # [S,T,B]
-    """`A[t] = delta[t] + factor[t]*A[t+1]`, with nothing after the last
+    """Solve `A[t] = delta[t] + factor[t]*A[t+1]` from the last step backwards, with 0 after the last step
 
     ```python
     >>> backwards(torch.ones(1, 3, 1), torch.full((1, 3, 1), .5)).flatten()
@@ -85,70 +85,74 @@ def backwards(
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7a007969
 def advantages(
-    cfg:Learner, # for `gamma`, `gae_lambda`, `task_end` and `episode_end`
-    traj, # a rollout, of which `end`, `done` and `died` are used: [S,T,B] bool
-    reward:Tensor, # [S,T,B] as the policy is to see it
-    before:Tensor, after:Tensor, # [S,T,B] values before each step, and after it
-)->Tensor: # [S,T,B]
+    cfg:Learner, # settings of the learner: `gamma`, `gae_lambda`, `task_end`, `episode_end`
+    traj, # rollout; fields `end`, `done` and `died` [S,T,B] bool: did an episode, a task, the robot end here?
+    reward:Tensor, # [S,T,B] rewards shown, scaled where the settings say so
+    before:Tensor, # [S,T,B] value V before each step
+    after:Tensor, # [S,T,B] value V+ after each step
+)->Tensor: # [S,T,B] A
     "Generalised advantage estimates (Schulman et al. 2016)"
     final = traj.done & traj.died if cfg.task_end == 'bootstrap' else traj.done
     delta = reward + cfg.gamma*(after*~final) - before
     factor = cfg.gamma*cfg.gae_lambda*(~traj.done).to(delta.dtype)
     if cfg.episode_end == 'cut':
-        count = (~(traj.end & ~traj.died)).to(delta.dtype)
-        delta, factor = delta*count, factor*count
+        no_cut = (~(traj.end & ~traj.died)).to(delta.dtype)
+        delta, factor = delta*no_cut, factor*no_cut
     return backwards(delta, factor)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #aa6943f2
 def value_error(
-    cfg:Learner, # for `value_loss` and `ratio_clip`
-    value:Tensor, old:Tensor, target:Tensor, # [S,n] of the critic being trained, of the critic before, aimed at
+    cfg:Learner, # settings of the learner: `value_loss`, `ratio_clip`
+    value:Tensor, # [S,n] V, values of the critic in training
+    old:Tensor, # [S,n] V_old, values of the critic that acted
+    target:Tensor, # [S,n] R
 )->Tensor: # [S,n]
-    "What the critic is charged for each value"
+    "Error of each value: squared, or half of Huber's with clipping"
     if cfg.value_loss == 'squared': return (target - value).pow(2)
     c = cfg.ratio_clip
-    near = old + (value - old).clamp(-c, c) if c else value
-    return .5*torch.maximum(*(huber_loss(v, target, reduction='none') for v in (value, near)))
+    clipped = old + (value - old).clamp(-c, c) if c else value
+    return .5*torch.maximum(*(huber_loss(v, target, reduction='none') for v in (value, clipped)))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #bdd518d4
 def losses(
-    cfg:Learner, # which loss
-    logp:Tensor, value:Tensor, # [S,n] of the policy and the critic being trained
-    entropy:Tensor, # [S,n], or [S] where it is the same everywhere
-    goal:dict, # advantage, target and value of the rollout, [S,n] constants; logp too where there are ratios
-)->dict: # name -> [S]; weights in `loss_weights`
-    "Policy loss, value loss and negative entropy, of A2C and of PPO"
-    c, A = cfg.ratio_clip, goal['advantage']
+    cfg:Learner, # settings of the learner
+    logp:Tensor, # [S,n] log-probabilities of the policy in training
+    value:Tensor, # [S,n] values of the critic in training
+    entropy:Tensor, # [S,n] entropy of the policy, or [S] where it is the same at all steps
+    targets:dict, # advantage, target (R), value (V_old) and, for ratios, logp of the rollout: constants [S,n]
+)->dict: # policy, value, entropy: [S] each
+    "Policy loss, value loss and negative entropy, for A2C and for PPO"
+    c, A = cfg.ratio_clip, targets['advantage']
     if c:
-        ratio = each(torch.exp, logp - goal['logp'])
+        ratio = each(torch.exp, logp - targets['logp'])
         policy = -torch.minimum(ratio*A, ratio.clamp(1 - c, 1 + c)*A)
     else: policy = -A*logp
-    terms = dict(policy=policy, value=value_error(cfg, value, goal['value'], goal['target']), entropy=-entropy)
+    terms = dict(policy=policy, value=value_error(cfg, value, targets['value'], targets['target']), entropy=-entropy)
     return {k: row_sum(x)/x[0].numel() if x.dim() > 1 else x for k, x in terms.items()}
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #bdd518d5
 def loss_weights(
-    cfg:Learner, # for the two coefficients
-)->dict: # name -> weight
-    "How the terms add up (`entropy` is the negative entropy, hence a bonus)"
+    cfg:Learner, # settings of the learner: `value_coef`, `entropy_coef`
+)->dict: # policy, value, entropy: weight of the loss
+    "Weights of the three losses (the loss `entropy` is the negative entropy, so a positive weight is a bonus)"
     return dict(policy=1., value=cfg.value_coef, entropy=cfg.entropy_coef)
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627348
 def memories_of(
-    encoder:dict, # parameters that collect gradients
-    exp, # an experience: `traj`, and `h` [S,B,H] or None
-)->tuple: # before the first step and after each [S,T+1,B,H]; [S,T,B] 0 where a task begins, else 1, or None: nowhere
-    "Memory along a rollout"
+    encoder:dict, # parameters of Encoder-p, which collect gradients
+    exp, # experience: rollout `traj`, and memory `h` [S,B,H] before it or None
+)->tuple: # memory before the first step and after each [S,T+1,B,H]; keep [S,T,B], 0 where a task begins, or None: all 1
+    "Memory along a rollout: Encoder-p reads it again"
     t, h = exp.traj, exp.h
     if h is None: h, keep = memory(encoder, t.reward.shape[2]), None
-    else: keep = (~t.task_start).to(h.dtype) if t.task_start[:, 1:].any() else None # at the first step `h` knows
+    else: keep = (~t.task_start).to(h.dtype) if t.task_start[:, 1:].any() else None
     return memories(joined(encoder), t.after, t.action, t.reward, h, keep), keep
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627350
 def memory_before(
-    read:tuple, # of `memories_of`
+    read:tuple, # memory and keep, from `memories_of`
 )->Tensor: # [S,T*B,H]
-    "Memory before each step; zero where a task begins"
+    "Memory before each step, zero where a task begins"
     hs, keep = read
     return flat_rows(hs[:, :-1] if keep is None else hs[:, :-1]*keep[..., None])
 
@@ -156,8 +160,9 @@ def flat_rows(x): return x.flatten(1, 2) # [S,T,B,...] -> [S,T*B,...], step by s
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627352
 def policy_observations(
-    cfg, stats:dict, # a method's settings with `policy` and `learner`; running moments, `seen` of observations
-    obs:Tensor, # [S,T,B,O+1]
+    cfg, # settings of a method, with `policy` and `learner`
+    stats:dict, # running mean and variance; `seen` those of observations
+    obs:Tensor, # [S,T,B,O+1] observations of a rollout
 )->Tensor: # [S,T*B,O+1]; None where actor and critic see no observations
     "Observations as actor and critic see them"
     if not cfg.policy.state_conditioned: return None
@@ -165,11 +170,14 @@ def policy_observations(
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #f9d620d1
 def outputs(
-    cfg, p:dict, stats:dict, # a method's settings with `policy`; encoder and heads; running moments, or none
-    traj, read:tuple, # the rollout; of `memories_of`
-    rows:Tensor=None, # [S,n] which steps, as places in `flat_rows`; None: all of them
+    cfg, # settings of a method, with `policy` and `learner`
+    p:dict, # parameters of `encoder` and `heads`
+    stats:dict, # running mean and variance; {} where nothing is scaled
+    traj, # rollout
+    read:tuple, # memory and keep, from `memories_of`
+    rows:Tensor=None, # [S,n] indices of transitions, t*B + b; None: all of them
 )->tuple: # logits or means [S,n,A], values [S,n]
-    "Actor and critic before each step"
+    "Outputs of actor and critic before each step of a rollout"
     (hs, keep), heads, B = read, joined(p['encoder'])['heads'], traj.reward.shape[2]
     obs = policy_observations(cfg, stats, traj.before)
     if rows is None:
@@ -182,61 +190,67 @@ def outputs(
     return policy(p['heads'], context, None if obs is None else take_rows(obs, rows))
 
 def take_rows(
-    x:Tensor, rows:Tensor, # [S,T*B,...]; [S,n]
+    x:Tensor, # [S,T*B,...] one row per transition
+    rows:Tensor, # [S,n] indices of rows
 )->Tensor: # [S,n,...]
-    "Some rows of each seed"
+    "Rows with these indices, for each seed its own"
     return x.gather(1, rows.reshape(*rows.shape, *[1]*(x.dim() - 2)).expand(*rows.shape, *x.shape[2:]))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #186ef02d
 @torch.no_grad()
 def update_targets(
-    cfg, p:dict, stats:dict, # a method's settings; encoder and heads as they acted; running moments, or none
-    exp, reward:Tensor, # an experience; its rewards as the policy is to see them [S,T,B]
-    read:tuple=None, # of `memories_of` with these networks, where values are recomputed
-)->dict: # advantage, target, value, and if recomputed logp: each [S,T*B]
-    "What actor and critic are to learn from a rollout, and what they are held against"
-    t, value, then, goal = exp.traj, exp.traj.value, exp.traj.next_value, {}
+    cfg, # settings of a method, with `policy` and `learner`
+    p:dict, # parameters of `encoder` and `heads` that acted
+    stats:dict, # running mean and variance; {} where nothing is scaled
+    exp, # experience: rollout `traj`, and memory `h` before it or None
+    reward:Tensor, # [S,T,B] rewards shown, scaled where the settings say so
+    read:tuple=None, # memory and keep, from `memories_of` with these networks; needed where values are recomputed
+)->dict: # advantage, target, value, and logp if recomputed: [S,T*B] each
+    "Constants of an update: advantages, targets of the critic, and outputs of the networks that acted"
+    t, value, after, logp = exp.traj, exp.traj.value, exp.traj.next_value, {}
     if cfg.learner.old_values == 'recomputed':
         heads = joined(p['encoder'])['heads']
-        def judged(h, obs): return policy(p['heads'], linear(heads, h), policy_observations(cfg, stats, obs))
-        out, value = judged(memory_before(read), t.before)
-        value, then = value.view_as(reward), judged(flat_rows(read[0][:, 1:]), t.after)[1].view_as(reward)
-        goal = dict(logp=likelihood(p['heads'], out, flat_rows(t.action))[0])
-    A = advantages(cfg.learner, t, reward, value, then)
-    goal |= dict(advantage=flat_rows(A), target=flat_rows(A + value), value=flat_rows(value))
-    return goal
+        def recomputed(h, obs): return policy(p['heads'], linear(heads, h), policy_observations(cfg, stats, obs))
+        out, value = recomputed(memory_before(read), t.before)
+        value, after = value.view_as(reward), recomputed(flat_rows(read[0][:, 1:]), t.after)[1].view_as(reward)
+        logp = dict(logp=likelihood(p['heads'], out, flat_rows(t.action))[0])
+    A = advantages(cfg.learner, t, reward, value, after)
+    return logp | dict(advantage=flat_rows(A), target=flat_rows(A + value), value=flat_rows(value))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #aa6943f1
 def normalised(
-    x:Tensor, # [S,n]
+    x:Tensor, # [S,n] numbers of each seed
 )->Tensor: # [S,n]
-    "Each seed's numbers with mean 0 and standard deviation 1"
+    "Numbers of each seed, scaled to mean 0 and standard deviation 1"
     return (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-5) # release
 
 def policy_advantages(
-    cfg:Learner, goal:dict, # settings; of `update_targets`
-)->dict: # the same
-    "Advantages as the actor sees them"
-    return goal | dict(advantage=normalised(goal['advantage'])) if cfg.scale_advantages else goal
+    cfg:Learner, # settings of the learner: `scale_advantages`
+    targets:dict, # advantage, target, value: from `update_targets`
+)->dict: # the same with normalised advantages, where the settings say so
+    "Normalise the advantages of an update"
+    return targets | dict(advantage=normalised(targets['advantage'])) if cfg.scale_advantages else targets
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #27071473
 def minibatch_order(
     gens:list, # `S` generators
-    cfg:Learner, # for its passes and minibatches
-    transitions:int, # T*B, a multiple of the minibatches
-)->Tensor: # [S,epochs,minibatches,n] places in the rollout, step by step; None where nothing is shuffled
-    "Which transitions belong to which minibatch"
+    cfg:Learner, # settings of the learner: `shuffled`, `epochs`, `minibatches`
+    transitions:int, # T*B, a multiple of the number of minibatches
+)->Tensor: # [S,epochs,minibatches,n] indices of transitions, t*B + b; None where nothing is shuffled
+    "Draw the transitions of each minibatch"
     if not cfg.shuffled: return None
     order = draw(gens, 'uniform', cfg.epochs, transitions).argsort(-1)
     return order.unflatten(-1, (cfg.minibatches, -1))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #d0327fa1
 def optimiser_steps(
-    cfg:Learner, names:tuple, # settings; the networks that learn, of `encoder` and `heads`
-    params:dict, opt:dict, # before the step
-    g:dict, # gradients of these networks
-)->tuple: # params, opt, lengths of the gradients (name -> [S])
-    "One step of each network"
+    cfg:Learner, # settings of the learner
+    names:tuple, # networks that learn: 'encoder', 'heads' or both
+    params:dict, # parameters of each network
+    opt:dict, # optimiser moments of each network
+    g:dict, # gradients of the networks that learn
+)->tuple: # params, opt, norms of the gradients (name -> [S])
+    "One step of the optimiser of each network"
     step = dict(encoder=adam, heads=rmsprop if cfg.optimiser == 'rmsprop' else adam)
     rate = dict(encoder=cfg.encoder_lr, heads=cfg.policy_lr)
     new = {k: step[k](params[k], clip(g[k], cfg.max_grad_norm), opt[k], rate[k]) for k in names}
@@ -245,62 +259,71 @@ def optimiser_steps(
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #e9fbcd6d
 def policy_losses(
-    cfg, p:dict, stats:dict, # a method's settings; encoder and heads, which collect gradients; running moments, or none
-    traj, goal:dict, read:tuple, # the rollout; of `update_targets`; of `memories_of` with these networks
-    rows:Tensor=None, # as in `outputs`
-)->dict: # name -> [S]
-    "The losses of actor and critic on a rollout, or on some of its steps"
+    cfg, # settings of a method, with `policy` and `learner`
+    p:dict, # parameters of `encoder` and `heads`, which collect gradients
+    stats:dict, # running mean and variance; {} where nothing is scaled
+    traj, # rollout
+    targets:dict, # advantage, target, value, logp: from `update_targets`
+    read:tuple, # memory and keep, from `memories_of` with these parameters
+    rows:Tensor=None, # [S,n] indices of transitions, t*B + b; None: all of them
+)->dict: # policy, value, entropy: [S] each
+    "Losses of actor and critic on a rollout, or on a minibatch of it"
     out, value = outputs(cfg, p, stats, traj, read, rows)
-    def mine(x): return x if rows is None else take_rows(x, rows)
-    logp, entropy = likelihood(p['heads'], out, mine(flat_rows(traj.action)))
-    return losses(cfg.learner, logp, value, entropy, {k: mine(v) for k, v in goal.items()})
+    def batch(x): return x if rows is None else take_rows(x, rows)
+    logp, entropy = likelihood(p['heads'], out, batch(flat_rows(traj.action)))
+    return losses(cfg.learner, logp, value, entropy, {k: batch(v) for k, v in targets.items()})
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #e9fbcd6e
-POLICY = 'encoder', 'heads' # the networks that act
+POLICY = 'encoder', 'heads' # networks of the policy: Encoder-p; actor and critic
 
 @torch.enable_grad()
 def policy_steps(
-    cfg, state:dict, # a method's settings; its `params`, `opt` and, where there are moments, `stats`
-    exp, reward:Tensor, # an experience; its rewards as the policy is to see them [S,T,B]
-    order:Tensor=None, # of `minibatch_order`
-    names:tuple=POLICY, # the networks that learn
-    goal:dict=None, # of `update_targets`; None: found out here
-    reading=memories_of, # an encoder's parameters, exp -> what `memories_of` gives
-)->tuple: # params, opt, metrics (name -> [S]), means over the steps
+    cfg, # settings of a method, with `policy` and `learner`
+    state:dict, # state of a method: `params`, `opt` and, where something is scaled, `stats`
+    exp, # experience: rollout `traj`, and memory `h` before it or None
+    reward:Tensor, # [S,T,B] rewards shown, scaled where the settings say so
+    order:Tensor=None, # [S,epochs,minibatches,n] transitions of each minibatch, from `minibatch_order`; None: all
+    names:tuple=POLICY, # networks that learn
+    targets:dict=None, # advantage, target, value, logp: from `update_targets`; None: computed at the first step
+    reading=memories_of, # function from the parameters of Encoder-p and `exp` to memory and keep
+)->tuple: # params, opt, metrics (name -> [S], means over the steps)
     "All steps of the optimisers on one rollout"
     learner, params, opt, stats, sums = cfg.learner, state['params'], state['opt'], state.get('stats', {}), {}
     once = None if 'encoder' in names else reading(params['encoder'], exp)
     batches = [None]*learner.epochs if order is None else order.flatten(1, 2).unbind(1)
-    if goal is not None: goal = policy_advantages(learner, goal)
+    if targets is not None: targets = policy_advantages(learner, targets)
     for rows in batches:
         p = leaf({k: params[k] for k in names})
-        both = params | p
-        read = once or reading(both['encoder'], exp)
-        if goal is None: goal = policy_advantages(learner, update_targets(cfg, params, stats, exp, reward, read))
-        found = policy_losses(cfg, both, stats, exp.traj, goal, read, rows)
-        g = gradients(total(found, loss_weights(learner)), p)
-        params, opt, lengths = optimiser_steps(learner, names, params, opt, g)
-        sums = {k: v.detach() + sums.get(k, 0.) for k, v in (found | lengths).items()}
+        nets = params | p
+        read = once or reading(nets['encoder'], exp)
+        if targets is None: targets = policy_advantages(learner, update_targets(cfg, params, stats, exp, reward, read))
+        terms = policy_losses(cfg, nets, stats, exp.traj, targets, read, rows)
+        g = gradients(total(terms, loss_weights(learner)), p)
+        params, opt, norms = optimiser_steps(learner, names, params, opt, g)
+        sums = {k: v.detach() + sums.get(k, 0.) for k, v in (terms | norms).items()}
     return params, opt, {k: v/len(batches) for k, v in sums.items()}
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b2
 def with_average(
-    cfg:Learner, params:dict, # settings; with encoder and heads
-)->dict: # params
-    "The running average at its beginning, where one is asked for"
+    cfg:Learner, # settings of the learner: `average`
+    params:dict, # parameters, among them `encoder` and `heads`
+)->dict: # params, with `mean` where the settings ask for an average
+    "Add a running average, equal to the networks at first"
     return params | dict(mean=tree_map(torch.clone, {k: params[k] for k in POLICY})) if cfg.average else params
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b6
 def update_average(
-    cfg:Learner, params:dict, # settings; after the steps of an iteration
+    cfg:Learner, # settings of the learner: `average`, the decay
+    params:dict, # parameters after the steps of an iteration
 )->dict: # params
-    "The running average a step further, where there is one"
+    "Move the running average towards the newest networks, where there is an average"
     if 'mean' not in params: return params
     return params | dict(mean=polyak(params['mean'], {k: params[k] for k in POLICY}, cfg.average))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #7553b3b4
 def acting_networks(
-    params:dict, greedy:bool, # with encoder and heads; the most likely action instead of a sample
+    params:dict, # parameters, among them `encoder` and `heads`
+    greedy:bool, # does the agent take the most likely action?
 )->dict: # encoder, heads
-    "The networks that act: greedily the running average, where there is one"
+    "Networks that act: a greedy agent takes the running average, where there is one"
     return params.get('mean', params) if greedy else params

@@ -24,94 +24,95 @@ from ..core.errors import BadInput, Unable
 # %% ../../nbs/worlds/150_simulator.ipynb #b1a0b0e5
 @dataclass(frozen=True)
 class Body:
-    "A model of gymnasium's; an action lasts `SKIP` of its steps, `DT` seconds"
-    file:str # among gymnasium's assets
+    "Model of a robot; an action lasts `SKIP` steps of the simulator, which is `DT` seconds"
+    file:str # name of the file among gymnasium's assets
     nq:int # numbers of a position
     nv:int # numbers of a velocity
-    motors:int # A
-    bodies:int # the ground counts as one
-    rest:tuple # [nq] where it stands when nothing is random
-    torso:Callable # position [...,nq] -> [...,3] where the torso is, m
-    mass:float = None # kg, to which the masses are scaled; None: they are as the file says
+    motors:int # A, number of motors
+    bodies:int # number of rigid bodies, the ground included
+    rest:tuple # [nq] position at a start without noise
+    torso:Callable # position [...,nq] -> position of the torso [...,3], m
+    mass:float = None # kg, total mass to which all masses are scaled; None: as in the file
 
 # %% ../../nbs/worlds/150_simulator.ipynb #b16030e5
-def torso_of_ant(q): return q[..., :3]
+def torso_of_ant(q): return q[..., :3] # position [...,15] -> x, y, z of the torso, m
 
 ANT = Body('ant.xml', 15, 14, 8, 14, (0, 0, .75, 1, *[0]*11), torso_of_ant) # x, y, z, quaternion, 8 angles
 
 # %% ../../nbs/worlds/150_simulator.ipynb #b16030e8
-def torso_of_cheetah(q): return torch.stack([q[..., 0], torch.zeros_like(q[..., 0]), q[..., 1] + .7], -1)
+def torso_of_cheetah(q): # position [...,9] -> x, y, z of the torso, m
+    return torch.stack([q[..., 0], torch.zeros_like(q[..., 0]), q[..., 1] + .7], -1)
 
 CHEETAH = Body('half_cheetah.xml', 9, 9, 6, 8, (0,)*9, torso_of_cheetah, 14) # x, z - 0.7, pitch, 6 angles
 
 # %% ../../nbs/worlds/150_simulator.ipynb #13ab4127
 class Parts(NamedTuple):
-    "A state, taken apart"
-    qpos:Tensor # [...,nq] m, rad
-    qvel:Tensor # [...,nv] m/s, rad/s
-    warm:Tensor # [...,nv] accelerations the solver starts from
-    torso:Tensor # [...,3] m
-    force:Tensor # [...,6*bodies] N m and N, external on each body; [...,0] where contact forces are off
+    "Named parts of a state"
+    qpos:Tensor # [...,nq] positions, m and rad
+    qvel:Tensor # [...,nv] velocities, m/s and rad/s
+    warm:Tensor # [...,nv] accelerations from which the solver starts
+    torso:Tensor # [...,3] position of the torso as MuJoCo reports it, m
+    force:Tensor # [...,6*bodies] external torque and force on each body, N m and N; [...,0] without contact forces
 
 # %% ../../nbs/worlds/150_simulator.ipynb #13ab4128
 def parts(
-    body:Body, # whose
-    state:Tensor, # [...,n]
+    body:Body, # ant or half cheetah
+    state:Tensor, # [...,n] state
 )->Parts:
-    "What the numbers of a state are"
+    "Split a state into its parts"
     sizes = [body.nq, body.nv, body.nv, 3]
     return Parts(*state.split([*sizes, state.shape[-1] - sum(sizes)], -1))
 
 # %% ../../nbs/worlds/150_simulator.ipynb #7483ff81
-_importing = threading.RLock() # one import, and one loading of a model, at a time
+_importing = threading.RLock() # one thread at a time imports MuJoCo or loads a model
 
 def import_without_gl(
-    platform, # what PYOPENGL_PLATFORM was before the import that failed
+    platform, # value of PYOPENGL_PLATFORM before the failed import; None: it was not set
 ):
-    "Import MuJoCo with its renderer switched off; `MUJOCO_GL` is as before afterwards"
-    wish = os.environ['MUJOCO_GL']
-    if platform is None: os.environ.pop('PYOPENGL_PLATFORM', None) # MuJoCo has set it
-    for k in [k for k in sys.modules if k.split('.')[0] == 'OpenGL']: del sys.modules[k] # half of it was loaded
+    "Import MuJoCo with its renderer switched off; `MUJOCO_GL` has its old value afterwards"
+    choice = os.environ['MUJOCO_GL']
+    if platform is None: os.environ.pop('PYOPENGL_PLATFORM', None) # the failed import has set it
+    for k in [k for k in sys.modules if k.split('.')[0] == 'OpenGL']: del sys.modules[k] # loaded in part only
     os.environ['MUJOCO_GL'] = 'disable'
     try: import mujoco, mujoco.batch
-    finally: os.environ['MUJOCO_GL'] = wish
+    finally: os.environ['MUJOCO_GL'] = choice
 
 def engine(): # the module `mujoco`
-    "MuJoCo, imported when first needed; raises `Unable` where it is missing, too old or broken"
+    "Import MuJoCo; raises `Unable` if it is missing, too old or broken"
     platform = os.environ.get('PYOPENGL_PLATFORM')
     try:
         try: import mujoco, mujoco.batch
-        except Exception: # of many kinds, where MUJOCO_GL names what is not there
+        except Exception: # many kinds of errors, if MUJOCO_GL names a missing renderer
             if not os.environ.get('MUJOCO_GL'): raise
             with _importing: import_without_gl(platform)
             import mujoco, mujoco.batch
         return mujoco
     except Exception as e:
-        try: found = version('mujoco')
-        except PackageNotFoundError: found = None
-        if found and int(found.split('.')[0]) >= 4:
-            raise Unable(f'MuJoCo {found} is installed, but cannot be imported: {e}') from e
-        here = f'version {found} is' if found else 'it is not'
+        try: installed = version('mujoco')
+        except PackageNotFoundError: installed = None
+        if installed and int(installed.split('.')[0]) >= 4:
+            raise Unable(f'MuJoCo {installed} is installed, but cannot be imported: {e}') from e
+        which = f'version {installed} is' if installed else 'it is not'
         raise Unable('the worlds ant-dir, ant-goal and cheetah-vel need MuJoCo 4.0 or newer, and '
-                     f"{here} installed: pip install --upgrade 'mujoco>=4'") from e
+                     f"{which} installed: pip install --upgrade 'mujoco>=4'") from e
 
 # %% ../../nbs/worlds/150_simulator.ipynb #7483ff85
 @contextmanager
 def quiet(mujoco):
-    "Within it, MuJoCo writes its warnings neither to the screen nor to a file"
+    "Context in which MuJoCo writes its warnings neither to the screen nor to a file"
     with _importing:
-        was = mujoco.get_mju_user_warning()
+        handler = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
         try: yield
-        finally: mujoco.set_mju_user_warning(was)
+        finally: mujoco.set_mju_user_warning(handler)
 
 # %% ../../nbs/worlds/150_simulator.ipynb #ec0bb798
 @cache
 def load(
-    body:Body, # which
-    contacts:bool=False, # are contact forces to be computed?
+    body:Body, # ant or half cheetah
+    contacts:bool=False, # compute contact forces?
 ): # an MjModel
-    "A body's model; raises `FileNotFoundError` or `ValueError` for gymnasium's file, `Unable` without MuJoCo"
+    "Load the model of a body; raises `FileNotFoundError` or `ValueError` for its file, `Unable` without MuJoCo"
     mujoco = engine()
     path = files('gymnasium')/'envs/mujoco/assets'/body.file
     if not path.is_file():
@@ -119,10 +120,10 @@ def load(
     try:
         with quiet(mujoco):
             spec = mujoco.MjSpec.from_file(str(path))
-            if contacts: # MuJoCo computes them only for a model with a sensor that feels them
+            if contacts: # MuJoCo computes contact forces only if the model has a force sensor
                 spec.body('torso').add_site(name='feels')
                 spec.add_sensor(type=mujoco.mjtSensor.mjSENS_FORCE, objtype=mujoco.mjtObj.mjOBJ_SITE, objname='feels')
-            spec.compiler.settotalmass = -1 # MuJoCo is about to drop it
+            spec.compiler.settotalmass = -1 # deprecated in MuJoCo; `mj_setTotalmass` below does its work
             model = spec.compile()
             if body.mass:
                 mujoco.mj_setTotalmass(model, body.mass)
@@ -131,85 +132,85 @@ def load(
     except ValueError as e: raise ValueError(f'{path}: MuJoCo cannot load this model: {e}') from None
 
 # %% ../../nbs/worlds/150_simulator.ipynb #2bb2229d
-IDLE = 4 # idle pools that are kept; ours: training, evaluation and pictures step different numbers of simulations
+IDLE = 4 # most idle pools of a world; ours: training, evaluation and pictures step different numbers of simulations
 
 class Pools:
     "Pools of simulations, each used by one call at a time"
     def __init__(self):
         self.process = os.getpid()
-        self.idle = [] # pairs of what a pool is made for and the pool, longest idle first
-    # defaults, since globals may be gone when Python ends
-    def _here(self, pid=os.getpid, keep=ctypes.pythonapi.Py_IncRef, of=ctypes.py_object):
-        "In a forked process: inherited pools live for ever"
+        self.idle = [] # pairs (key, pool), longest idle first; the key is what the pool was made for
+    # the functions are default arguments, because globals may be deleted when Python ends
+    def _after_fork(self, pid=os.getpid, never_free=ctypes.pythonapi.Py_IncRef, of=ctypes.py_object):
+        "Drop inherited pools in a forked process, without freeing them"
         if self.process == pid(): return
-        for _, p in self.idle: keep(of(p))
+        for _, p in self.idle: never_free(of(p))
         self.process, self.idle = pid(), []
-    __del__ = _here
+    __del__ = _after_fork
     def take(
         self,
-        body:Body, # which
-        n:int, # simulations
-        contacts:bool=False, # are contact forces to be computed?
+        body:Body, # ant or half cheetah
+        n:int, # number of simulations
+        contacts:bool=False, # compute contact forces?
         threads:int=None, # native threads; None: as many as torch uses
-    )->tuple: # what the pool is made for, the pool (a mujoco.batch.Batch)
-        "A pool that nobody else uses, until it is given back"
-        self._here()
+    )->tuple: # key, pool (a mujoco.batch.Batch)
+        "Take a pool out, or make one; no other call uses it until `give`"
+        self._after_fork()
         key = body, n, contacts, threads or torch.get_num_threads()
         for x in reversed(self.idle.copy()):
             if x[0] == key:
-                with suppress(ValueError): self.idle.remove(x); return x # else another thread was faster
+                with suppress(ValueError): self.idle.remove(x); return x # ValueError: another thread took it
         return key, engine().batch.Batch(load(body, contacts), n, key[-1])
     def give(self, *pool):
         "Put a pool back"
         self.idle.append(pool)
         if len(self.idle) > IDLE: self.idle.pop(0)
     def close(self):
-        "Free the idle pools; the next call makes one"
-        self._here()
+        "Free the idle pools; the next call makes a new one"
+        self._after_fork()
         self.idle.clear()
 
 # %% ../../nbs/worlds/150_simulator.ipynb #42d5a0f8
-SKIP, DT = 5, .05 # steps of the simulator an action lasts; seconds, 5 times 0.01
-RUNAWAY = 1000. # m/s or rad/s, a speed that ends an episode as a failure; ours: motors cannot come near it
+SKIP, DT = 5, .05 # duration of an action: steps of the simulator; seconds, 5 times 0.01
+RUNAWAY = 1000. # m/s or rad/s, a larger velocity is a failure; ours: motors cannot come near it
 
 def simulate(
-    body:Body, # which
+    body:Body, # ant or half cheetah
     state:Tensor, # [S,B,n] float64
-    action:Tensor, # [S,B,A] torques as shares of the motors' strengths
+    action:Tensor, # [S,B,A] torques; 1 is the full strength of a motor
     threads:int=None, # native threads; None: as many as torch uses
-    pools:Pools=None, # where to compute; None: in a pool that is made for this call
-)->tuple: # state [S,B,n], failed [S,B] bool: the simulator gave up, the state is the one before
+    pools:Pools=None, # pools of the world; None: a new pool for this call
+)->tuple: # next state [S,B,n]; failed [S,B] bool, then the state is the old one
     "`SKIP` steps of the simulator for all workers of all seeds; raises `ValueError` for a wrong shape"
     if action.shape != (*state.shape[:-1], body.motors):
         raise BadInput(f'{body.file}: {tuple(state.shape[:-1])} workers act with {body.motors} numbers each, '
                          f'an action cannot have the shape {tuple(action.shape)}')
-    (k, m), was = (body.nq + 2*body.nv, body.motors), state.detach().cpu().flatten(0, -2).numpy()
-    pools, now = pools or Pools(), was.copy()
-    made_for, p = pools.take(body, len(was), was.shape[1] > k + 3, threads)
-    p.state[:, 1:1+k] = was[:, :k] # after the time
+    (k, m), old = (body.nq + 2*body.nv, body.motors), state.detach().cpu().flatten(0, -2).numpy()
+    pools, new = pools or Pools(), old.copy()
+    key, p = pools.take(body, len(old), old.shape[1] > k + 3, threads)
+    p.state[:, 1:1+k] = old[:, :k] # column 0 is the time
     p.state[:, 1+k:1+k+m] = action.detach().cpu().flatten(0, -2).numpy()
-    torso, force = p.bind('xpos')[:, 1], p.bind('cfrc_ext') if was.shape[1] > k + 3 else None
+    torso, force = p.bind('xpos')[:, 1], p.bind('cfrc_ext') if old.shape[1] > k + 3 else None
     p.warning[..., 1] = 1
-    with suppress(engine().batch.SimulationError): p.step(nstep=SKIP) # `status` says where
-    now[:, :k], now[:, k:k+3] = p.state[:, 1:1+k], torso
-    if force is not None: now[:, k+3:] = force.reshape(len(now), -1)
-    wild = (np.abs(now[:, body.nq:body.nq + body.nv]) > RUNAWAY).any(1)
-    failed = wild | (p.warning[..., 1] != 1).any(1) | (p.status != 0) | ~np.isfinite(now).all(1)
-    pools.give(made_for, p) # where something else went wrong, nobody uses it again
-    if failed.any(): now[failed] = was[failed]
-    after, failed = torch.from_numpy(now).view(state.shape), torch.from_numpy(failed).view(state.shape[:-1])
+    with suppress(engine().batch.SimulationError): p.step(nstep=SKIP) # `status` tells which failed
+    new[:, :k], new[:, k:k+3] = p.state[:, 1:1+k], torso
+    if force is not None: new[:, k+3:] = force.reshape(len(new), -1)
+    fast = (np.abs(new[:, body.nq:body.nq + body.nv]) > RUNAWAY).any(1)
+    failed = fast | (p.warning[..., 1] != 1).any(1) | (p.status != 0) | ~np.isfinite(new).all(1)
+    pools.give(key, p) # after any other error the pool is not given back
+    if failed.any(): new[failed] = old[failed]
+    after, failed = torch.from_numpy(new).view(state.shape), torch.from_numpy(failed).view(state.shape[:-1])
     return after.to(state.device), failed.to(state.device)
 
 # %% ../../nbs/worlds/150_simulator.ipynb #fed1d984
-HALF = 2**-25 # half a step of a float32 uniform number
+HALF = 2**-25 # half the smallest step of a uniform number in float32
 
 def start(
-    body:Body, # which
-    contacts:bool, # has a state contact forces?
-    task:Tensor, # [S,B,D], for its shape
+    body:Body, # ant or half cheetah
+    contacts:bool, # does a state contain contact forces?
+    task:Tensor, # [S,B,D] tasks; only their shape is used
     u:Tensor=None, # [S,B,nq+nv] uniform noise; None: a start without noise
 )->Tensor: # [S,B,n] float64
-    "The first state of an episode"
+    "First state of an episode"
     shape, kw = task.shape[:-1], dict(dtype=torch.float64, device=task.device)
     qpos, qvel = torch.tensor(body.rest, **kw).expand(*shape, -1), torch.zeros(*shape, body.nv, **kw)
     if u is not None:
@@ -220,13 +221,13 @@ def start(
 
 # %% ../../nbs/worlds/150_simulator.ipynb #400796ed
 def bare_rate(
-    body:Body, # which
-    n:int, # simulations
+    body:Body, # ant or half cheetah
+    n:int, # number of simulations
     threads:int=1, # native threads
-    steps:int=100, # of an agent, each of `SKIP` of the simulator
-)->float: # steps/s of all simulations together, the best of three
-    "How fast the simulator is by itself"
-    k, took = body.nq + 2*body.nv, []
+    steps:int=100, # steps of an agent; each is `SKIP` steps of the simulator
+)->float: # steps/s, sum over all simulations, best of three runs
+    "Speed of the simulator by itself"
+    k, seconds = body.nq + 2*body.nv, []
     p, gen = engine().batch.Batch(load(body), n, threads), np.random.default_rng(0)
     acts = gen.uniform(-1, 1, (steps, n, body.motors))
     first = start(body, False, torch.zeros(1, n, 1, device='cpu'))[0, :, :k].numpy()
@@ -236,5 +237,5 @@ def bare_rate(
         for a in acts:
             p.state[:, 1+k:1+k+body.motors] = a
             p.step(nstep=SKIP)
-        took.append(time.perf_counter() - begun)
-    return steps*n/min(took)
+        seconds.append(time.perf_counter() - begun)
+    return steps*n/min(seconds)
