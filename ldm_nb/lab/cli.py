@@ -35,7 +35,7 @@ from .lock import locked, at_work
 from .faults import BAD, examine, recovery
 from ..evaluation.evaluate import table, draw_curves
 from ..evaluation.motion import watch, resets, episode, returns, read_task, ready, film
-from .jobs import max_processes, execute, restore, finished, evaluate_job, pictures, prospects, hint_on_error
+from .jobs import max_processes, execute, restore, finished, evaluate_job, pictures, prospects, with_hint
 from .stacks import change, pending, steps
 from .bench import bench, report
 from .reproduce import (
@@ -165,7 +165,7 @@ def start_train(
     run, cfg = parse_train(argv)
     info = describe(run, cfg, argv)
     job = assemble(run.out or f'runs/{record_name(run.world, run.method)}', info)
-    with new_run(job.folder, info), hint_on_error(job.folder): return execute(job, eval_every(job.cfg, job.world), over=stop)
+    with new_run(job.folder, info), with_hint(job.folder): return execute(job, eval_every(job.cfg, job.world), over=stop)
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0006
 def describe(
@@ -244,7 +244,7 @@ def start_resume(
     frames = run.frames and parse_frames(run.frames)
     add, remove = (some_seeds(k, getattr(run, k)) for k in ('seeds', 'without'))
     changes = [f'--{k} {getattr(run, k)}' for k in ('frames', 'seeds', 'without') if getattr(run, k)]
-    with locked(run.run), hint_on_error(run.run):
+    with locked(run.run), with_hint(run.run):
         job, command = resumed(run, info, frames), ' '.join(['ldm resume RUN', *changes])
         every = eval_every(job.cfg, job.world)
         for wanted in steps(info['seeds'], pending(run.run), add, remove):

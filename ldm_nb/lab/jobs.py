@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DROPPED', 'Job', 'job', 'ResumePlan', 'plan_resume', 'newest', 'restore', 'finished', 'prospects', 'bar_line',
            'bar_parts', 'clock_text', 'terminal_width', 'failures', 'Sink', 'evaluate_job', 'adapts', 'measure',
-           'max_processes', 'processes', 'helpers', 'Stop', 'resume_hint', 'hint_on_error', 'execute', 'save',
-           'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
+           'max_processes', 'processes', 'helpers', 'Stop', 'resume_hint', 'with_hint', 'execute', 'save', 'in_buffer',
+           'finish', 'pictures', 'map_pictures', 'motion_pictures']
 
 # %% ../../nbs/lab/850_jobs.ipynb #51c5876f
 import math, os, signal, threading, time
@@ -375,7 +375,7 @@ def resume_hint(folder)->str: # run folder
     return f"go on with: {command('resume', folder)}"
 
 @contextmanager
-def hint_on_error(
+def with_hint(
     folder, # run folder
 ):
     "Add the line of `resume_hint` as a note to an exception raised in the `with` block, once"
@@ -399,7 +399,7 @@ def execute(
     last = total if until is None else until
     recorded = Recorded(*job.parts[:-1]) if fast and job.info['device'] != 'cpu' else None
     try:
-        with (hint_on_error(folder := job.info.get('whole', job.folder)), Stop() as stop, compiling(fast and not recorded),
+        with (with_hint(folder := job.info.get('whole', job.folder)), Stop() as stop, compiling(fast and not recorded),
               helpers(*job.parts, processes(job) if job.progress.iteration < last else 1) as crew):
             def after_fetch(f): return lambda p: (crew and crew.fetch(p), f(p))
             look_at, keep = after_fetch(lambda p: measure(job, sink, clock)), after_fetch(lambda p: save(job, clock))
