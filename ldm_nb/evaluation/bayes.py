@@ -236,12 +236,12 @@ def draw_plan(
     return fig
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a0044
-ALL_PATH = [ # cells 7x + y, of `optimum`; found in the slow cell below
+ALL_PATH = [ # cells 7x + y, from `optimum`; found in the slow cell below
     1, 2, 9, 16, 15, 22, 29, 36, 37, 38, 39, 32, 31, 30, 23, 24, 17, 18, 25, 26, 19, 20, 13, 6, 5, 12, 11, 10, 3, 4,
     7, 14, 21, 28, 35, 42, 43, 44, 45, 46, 47, 48, 41, 40, 33, 34, 27]
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #a6300004
-ALL_PRICES = np.array([ # x downwards, y to the right, in halves, of `market`
+ALL_PRICES = np.array([ # x downwards, y to the right, in halves, from `market`
     [0, 0, 169, 148, 148, 136, 136], [0, 0, 148, 148, 136, 136, 124], [169, 148, 148, 136, 136, 124, 124],
     [148, 148, 136, 136, 124, 124, 112], [148, 136, 136, 124, 124, 112, 113],
     [136, 136, 124, 124, 112, 113, 107], [136, 124, 124, 112, 113, 107, 102]]).ravel()/2

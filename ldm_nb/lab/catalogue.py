@@ -32,7 +32,7 @@ def catalogue()->dict: # worlds, methods, presets, usual, changes, choices, text
 
 # %% ../../nbs/lab/864_catalogue.ipynb #88000012
 def settings_in(
-    cat:dict, # catalogue, of `catalogue`
+    cat:dict, # catalogue, from `catalogue`
     world:str, method:str, preset:str, # names
 )->dict: # setting -> value as JSON has it, its source
     "A method's settings on a world; raises `BadInput` with the nearest name for an unknown one"

@@ -165,7 +165,8 @@ def start_train(
     run, cfg = parse_train(argv)
     info = describe(run, cfg, argv)
     job = assemble(run.out or f'runs/{record_name(run.world, run.method)}', info)
-    with new_run(job.folder, info), with_hint(job.folder): return execute(job, eval_every(job.cfg, job.world), over=stop)
+    with new_run(job.folder, info), with_hint(job.folder):
+        return execute(job, eval_every(job.cfg, job.world), over=stop)
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0006
 def describe(

@@ -51,7 +51,7 @@ def leave(
 # %% ../../nbs/lab/855_stacks.ipynb #57ac0014
 def steps(
     have:list, # seeds of the run
-    stopped:list, # seeds wanted by a change that was stopped, of `pending`; None: no change was stopped
+    stopped:list, # seeds wanted by a change that was stopped, from `pending`; None: no change was stopped
     add:list=(), # seeds to add; those that the run has already stay
     out:list=(), # seeds to take out
 )->list: # the seeds of the run after each change, in order
@@ -116,7 +116,7 @@ def train_newcomers(
     new:Job, # of the newcomers, from `newcomers`
     every:int, # iterations between evaluations
     also, # further iterations with an evaluation
-)->int: # exit status, of `execute`
+)->int: # exit status, from `execute`
     "Train newcomers up to the iteration of the others; puts them aside and raises `Diverged` where all of them diverge"
     try: return execute(new, every, new.info['until'], also)
     except Diverged as e:
@@ -152,7 +152,7 @@ def change(
     make, # function: run folder, its `config.json` -> Job before its first iteration
     every:int, # iterations between evaluations
     command:str, # command that asked for the change
-)->int: # exit status, of `execute`
+)->int: # exit status, from `execute`
     "Add and take out seeds until a run has those that are wanted"
     have, k = read_config(job.folder)['seeds'], job.progress.iteration
     new, gone = [s for s in wanted if s not in have], [s for s in have if s not in wanted]

@@ -80,8 +80,8 @@ def blend(
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00010
 def step_weights(
     end:Tensor, # [S,T,B] bool, an episode ended
-    partner:Tensor, weight:Tensor, # [S,B] and [S,B], of `mixing_noise`
-    workers:dict=None, # workers before the iteration, of `first_workers`; None or empty: all tasks begin with it
+    partner:Tensor, weight:Tensor, # [S,B] index of each worker's partner; [S,B] weights, from `mixing_noise`
+    workers:dict=None, # workers before the iteration, from `first_workers`; None or empty: all tasks begin with it
 )->Tensor: # [S,T,B]
     "Weight of the dominant worker at each step: 1 from the first episode end that its partner does not share"
     if workers:
@@ -95,8 +95,8 @@ def step_weights(
 # %% ../../nbs/methods/730_mixreg.ipynb #610feaf2
 def mixed_experience(
     cfg, encoder:dict, # settings of Mixreg; parameters of Encoder-p during the rollout
-    exp:Experience, workers:dict, # rollout; workers before the iteration, of `first_workers`
-    partner:Tensor, w:Tensor, # [S,B] index of each worker's partner; [S,T,B] weights, of `step_weights`
+    exp:Experience, workers:dict, # rollout; workers before the iteration, from `first_workers`
+    partner:Tensor, w:Tensor, # [S,B] index of each worker's partner; [S,T,B] weights, from `step_weights`
 )->Experience: # with mixed observations, rewards and initial memory
     "The rollout as Encoder-p reads it in an update"
     t, h = exp.traj, exp.h
@@ -108,8 +108,8 @@ def mixed_experience(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00024
 def mixed_goal(
-    cfg:Mixing, goal:dict, # settings of the mixture; of `update_targets`: name -> [S,T*B]
-    partner:Tensor, w:Tensor, # [S,B] index of each worker's partner; [S,T,B] weights, of `step_weights`
+    cfg:Mixing, goal:dict, # settings of the mixture; name -> [S,T*B] targets, from `update_targets`
+    partner:Tensor, w:Tensor, # [S,B] index of each worker's partner; [S,T,B] weights, from `step_weights`
 )->dict: # name -> [S,T*B]
     "Mixed advantages, targets, old values and, with PPO, old log-probabilities"
     names = ('logp', 'value', 'advantage', 'target') if cfg.supervision == 'mixed' else ('logp', 'value')
@@ -117,7 +117,7 @@ def mixed_goal(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00026
 def at_latents(
-    read:tuple, mix, w:Tensor, # of `memories_of`; function: x [S,T,B,...], weights -> mixed x; [S,T,B] weights
+    read:tuple, mix, w:Tensor, # result of `memories_of`; function: x [S,T,B,...], weights -> mixed x; [S,T,B] weights
 )->tuple: # memories and resets, as `memories_of` gives them
     "Mix the memory before each step"
     hs, keep = read
@@ -125,10 +125,10 @@ def at_latents(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00013
 def mixed_steps(
-    workers:dict, mixing:list, # workers before the iteration, of `first_workers`; of `mixing_noise`, one for each pass
+    workers:dict, mixing:list, # workers before the iteration; noise of each epoch, from `mixing_noise`
     cfg, state:dict, # settings of Mixreg; state of training
     exp:Experience, reward:Tensor, # rollout; [S,T,B] rewards from which advantages are computed
-    order:Tensor, names:tuple=POLICY, # of `minibatch_order`; networks that learn
+    order:Tensor, names:tuple=POLICY, # [S,...] order of the steps, from `minibatch_order`; networks that learn
 )->tuple: # params, opt, metrics (name -> [S])
     "Steps of the optimisers on mixed trajectories"
     params, opt, acted, sums = state['params'], state['opt'], state['params']['encoder'], {}
@@ -152,9 +152,9 @@ def mixed_steps(
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00017
 def draw_noise(
     cfg:Mixreg, world:World, # settings; world to train on
-    gens:dict, # of `generators`
+    gens:dict, # random number generators, one per seed and stream
     iteration:int, # not used: every iteration needs as much
-)->dict: # of `experience_noise`; mixing: of `mixing_noise`, one for each pass
+)->dict: # noise of an iteration; mixing: one result of `mixing_noise` for each epoch
     "Draw the noise of one iteration"
     mixing = [mixing_noise(gens['imagination'], cfg.mixing, cfg.workers) for _ in range(cfg.learner.epochs)]
     return experience_noise(cfg, world, gens) | dict(mixing=mixing)

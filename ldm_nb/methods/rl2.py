@@ -68,7 +68,7 @@ def draw_noise(
     cfg:RL2, world:World, # settings; the world, for the length of a task and the noise of its resets
     gens:dict, # stream -> one generator per seed
     iteration:int, # counted from 0; not used, since every iteration needs as much
-)->dict: # task, action, reset, order: of `experience_noise`
+)->dict: # noise named task, action, reset, order, from `experience_noise`
     "Draw all noise of an iteration"
     return experience_noise(cfg, world, gens)
 

@@ -24,7 +24,7 @@ from ..training.experience import WORKER_FIELDS, Experience, initial_memory, pla
 # %% ../../nbs/methods/715_under_way.ipynb #68af7314
 def noise_under_way(
     cfg, gens:list, # settings of LDM; `S` generators of the stream 'imagination'
-)->dict: # of `mixture_noise`; workers: [S,B] their order, or None where it stays
+)->dict: # noise of the mixture, from `mixture_noise`; workers: [S,B] their new order, or None: unchanged
     "Draw the mixtures' noise of one iteration"
     order = draw(gens, 'uniform', cfg.workers).argsort(-1) if cfg.mixture_scope == 'iteration' else None
     E, T = embedding(cfg.vae, cfg.encoder), cfg.chunk
@@ -46,8 +46,8 @@ def latents_before(
 # %% ../../nbs/methods/715_under_way.ipynb #42a38559
 def imagined_under_way(
     cfg, world:World, # settings of LDM; world, which turns the decoder's output into a reward
-    decoder:dict, m:Tensor, # parameters of the decoder; [S,T,n,D] latents of the normal workers, of `latents_before`
-    noise:dict, alpha:Tensor, # of `noise_under_way`; [S,M,1 or D,n] weights in use before the iteration
+    decoder:dict, m:Tensor, # parameters of the decoder; [S,T,n,D] latents of the normal workers, from `latents_before`
+    noise:dict, alpha:Tensor, # from `noise_under_way`; [S,M,1 or D,n] weights used before the iteration
 )->tuple: # function that `rollout_chunk` calls as `shown`; list of one tensor, the weights in use [S,M,1 or D,n]
     "Imagined rewards, step by step, of mixtures that begin and end with a task"
     newest, mask, keep = [alpha], noise['mask'], 1. if noise['mask'] is None else 1 - cfg.vae.p_drop
@@ -62,7 +62,7 @@ def imagined_under_way(
 
 # %% ../../nbs/methods/715_under_way.ipynb #223e65a5
 def in_order(
-    workers:dict, order:Tensor, # workers, of `first_workers`; [S,B] indices in the new order
+    workers:dict, order:Tensor, # workers, from `first_workers`; [S,B] indices in the new order
 )->dict: # the workers in the new order
     "Workers in another order"
     def pick(x): return x.gather(1, order.reshape(*order.shape, *[1]*(x.dim() - 2)).expand_as(x))
@@ -71,7 +71,7 @@ def in_order(
 # %% ../../nbs/methods/715_under_way.ipynb #fb3c974c
 def collect_under_way(
     cfg, world:World, agent:Agent, # settings of LDM; world to train on; the policy
-    state:dict, noise:dict, # state of training; of `experience_noise`, and mixture: of `noise_under_way`
+    state:dict, noise:dict, # state of training; from `experience_noise`, with mixture: from `noise_under_way`
 )->Experience: # own: `workers` in the order of this iteration, with `alpha`, the weights in use after it
     "The next steps of every worker: the normal workers first, then the mixture workers"
     p, workers, n, M = state['params'], state['workers'], cfg.normal, cfg.mixture.mixture_workers

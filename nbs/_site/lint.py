@@ -3,7 +3,7 @@
 
 CONTRIBUTING.md lists the rules. A finding names the page, the cell and what to do.
 """
-import ast, json, re, sys
+import ast, io, json, re, sys, tokenize
 from pathlib import Path
 from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, options, pages, part, relative, shown, source, stem
 
@@ -12,6 +12,10 @@ STORY = PARTS[:PARTS.index('lab')]                          # parts that import 
 BARE = 'results', 'recipes', 'tour'                                 # parts that export nothing
 CLOSURE, MOST = ('methods.ldm', 'worlds.gridworld'), 17     # pages that a reader of LDM needs, mechanics left out
 TITLE = re.compile(r'# \S.*\n+> (\S.*(?:\n>.*)*)')
+GLOSSARY = re.compile(r'Words and symbols: \[glossary\]\((?:\.\./tour/)?990_glossary\.ipynb\)\.$')
+JARGON = {'live': 'interact, train', 'lives': 'acts', 'lived': 'acted in', 'living': 'acting', 'dream': 'imagined task', 'dreams': 'imagined tasks',
+          'dreamt': 'imagined', 'asleep': 'suspended', 'setting out': 'start', 'books': 'records', 'some_of': 'a name that says of what'}
+EMPTY = re.compile(r'(?:as in|see) `[\w.]+`(?: in `?\w+`?)?$|settings; where$|of `\w+`$')  # comments that say nothing of shape or meaning
 PATH = re.compile(r'(?<![\w.~:/})*-])/(?:root|home|work|tmp|mnt|opt|var|Users|usr/(?:local|lib))\b[\w./-]*')
 
 
@@ -114,7 +118,7 @@ def order(f, nb, nbs):
     "Words before every one or two exported cells, a lesson after them; imports do not count"
     prose, run = False, []
     end = dict(cell_type='end', source='')
-    for c in [*filter(shown, nb['cells']), end][1:]:  # after the title
+    for c in [*filter(shown, nb['cells']), end][2:]:  # after the title and what the page is about
         if c['cell_type'] == 'markdown': prose = True
         elif imports_only(c) or code(c).startswith('show_doc('): continue
         elif exported(c):
@@ -151,6 +155,27 @@ def words(f, nb, nbs):
             if m := PATH.search(t): yield c, f'a path of one machine in the {where}, {m[0]}: make it relative'
         if m := re.search(r'\b(TODO|FIXME)\b', source(c)): yield c, f'{m[0]}: do it or drop it'
 
+def comments(c):
+    "Comments of a code cell, without `#`, and the docstrings of its definitions"
+    try: found = [t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(code(c)).readline) if t.type == tokenize.COMMENT]
+    except (tokenize.TokenError, SyntaxError): found = []  # a cell of magics
+    return found, [d for n in ast.walk(tree(c)) if isinstance(n, (ast.FunctionDef, ast.ClassDef)) if (d := ast.get_docstring(n))]
+
+def language(f, nb, nbs):
+    "The field's words, comments that say something, sentences written by hand, and the glossary at the end of the second cell"
+    for c in nb['cells']:
+        beside, docs = comments(c) if c['cell_type'] == 'code' else ([], [source(c)])
+        for w, better in JARGON.items():
+            if any(re.search(rf'(?<![\w`])(?i:{w})(?![\w`])', t) for t in beside + docs): yield c, f'"{w}" is not the field\'s word: write {better}'
+        for t in beside:
+            if EMPTY.match(t): yield c, f'the comment "{t}" says nothing: name the thing, its shape and its unit'
+        if c['cell_type'] == 'code' and re.search(r'Markdown\(\s*f[\'"]', source(c)):
+            yield c, 'a sentence composed by code: write it by hand and assert its number'
+    if f.parent == nbs or part(f) not in PARTS or stem(f) == 'glossary': return
+    second = [c for c in nb['cells'] if shown(c)][1:2]
+    if not second or second[0]['cell_type'] != 'markdown' or not GLOSSARY.search(source(second[0]).rstrip()):
+        yield (second or [None])[0], 'end the second cell with `Words and symbols: [glossary](../tour/990_glossary.ipynb).`'
+
 def links(f, nb, nbs):
     "Pages that the words link to have this very name, number and all (the site leaves the numbers out; JupyterLab does not)"
     for c in nb['cells']:
@@ -165,7 +190,7 @@ def lint(f, nbs=NBS):
     "What is wrong with page `f`, as lines of text; `nbs` is the folder of the pages"
     f, nbs = Path(f).resolve(), Path(nbs).resolve()
     nb = json.loads(f.read_text(encoding='utf-8'))
-    found = [x for rule in (title, name, imports, one, order, lengths, words, links, size) for x in rule(f, nb, nbs)]
+    found = [x for rule in (title, name, imports, one, order, lengths, words, language, links, size) for x in rule(f, nb, nbs)]
     at = f.relative_to(nbs.parent) if f.is_relative_to(nbs) else f
     return [f"{at}{' cell ' + c['id'] if c else ''}: {msg}" for c, msg in found]
 
