@@ -172,7 +172,7 @@ def test_a_continuous_world_needs_no_simulator(tmp_path):
 
 SMALL = dict(vae_batch=4, buffer_size=40, workers=6)
 
-LONG = dict(chunk=12, old_values='recomputed', encoder_loss='elbo', posteriors=6) # tasks may end early
+LONG = dict(chunk=12, old_values='recomputed', encoder_loss='elbo', decoder='single-head', posteriors=6) # tasks may end early
 
 @pytest.mark.parametrize('method,make,more', [
     (ldm.METHOD, maze, dict(posteriors=6)), (ldm.METHOD, lambda: maze(False), dict(posteriors=6, p_drop=.2)),
@@ -190,6 +190,14 @@ def test_strangers_train(method, make, more):
     assert not p.frozen and p.iteration == 3
     out = outcome(world, evaluate(world, method.agent(cfg, p.state, True), gens['eval'], 'eval'))
     assert set(summary(world, out)[0]) >= {'train', 'test'} and 'test' in table(world, out, 'x')
+
+def test_many_heads_where_tasks_end_early():
+    "The multi-head decoder counts every step of a task; the defaults choose the other one, and a wish for it is refused"
+    from ldm_nb.lab.entries import plain
+    cfg = plain(cliff(), 'varibad')
+    assert cfg.vae.decoder == 'single-head' and check(cfg, cliff(), varibad.METHOD) == cfg
+    with pytest.raises(BadInput, match='tasks of cliff may end early, set it to single-head'):
+        check(override(cfg, decoder='multi-head'), cliff(), varibad.METHOD)
 
 def settings_of(method):
     from ldm_nb.lab.presets import settings

@@ -100,7 +100,7 @@ def by_actions(
     "What the actions and the tasks of a world change in a method's defaults"
     m, w = named_method(method).method, world if isinstance(world, World) else make_world(world)
     long = sourced('ours: tasks may end early, so they outlast an iteration', chunk=w.steps, old_values='recomputed',
-                encoder_loss='elbo', precollect=0)
+                encoder_loss='elbo', precollect=0, decoder='single-head')
     changed = long if w.n_actions and w.deaths else {} if w.n_actions else m.continuous
     return {k: v for k, v in changed.items() if k in settings(m.config())}
 

@@ -188,6 +188,7 @@ def check_belief(
     "Check the settings of the latent dynamics network; raises `BadInput` as `check` does"
     name, multi = world.family.name, s['decoder'] == 'multi-head'
     if multi and not world.n_cells: raise BadInput(f'decoder is multi-head: {name} has no cells')
+    if multi and world.deaths: raise BadInput(f'decoder is multi-head: tasks of {name} may end early, set it to single-head')
     if s['decoder_inputs'] == 'transition' and world.n_actions:
         raise BadInput(f'decoder_inputs is transition: actions of {name} are discrete, leave it next-state')
     if s['decoder_inputs'] == 'transition' and not s['action_embedding']:

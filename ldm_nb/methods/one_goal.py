@@ -45,7 +45,7 @@ def paid_at(
 # %% ../../nbs/methods/722_one_goal.ipynb #7220000e
 def one_goal(
     cfg:LDM, world:World, # settings; world with cells
-    state:dict, noise:dict, real:Traj, # state of training; from `mixture_noise`, with level [S,M]; normal workers' rollout
+    state:dict, noise:dict, real:Traj, # state of training; `mixture_noise`, with level [S,M]; normal workers' rollout
 ): # function that `rollout` calls as `shown`
     "Rewards of imagined tasks with one goal, drawn by the odds of the decoder's probabilities"
     m_hat, decoder = mixture_latents(cfg, state, real, noise)[:, 0], state['params']['vae']['decoder']
@@ -71,7 +71,7 @@ def drawn_at(
 # %% ../../nbs/methods/722_one_goal.ipynb #7220000a
 def drawn(
     cfg:LDM, world:World, # settings; world with rewards of 1 or -0.1
-    state:dict, noise:dict, real:Traj, # state of training; from `mixture_noise`, with level [S,M]; normal workers' rollout
+    state:dict, noise:dict, real:Traj, # state of training; `mixture_noise`, with level [S,M]; normal workers' rollout
 ): # function that `rollout` calls as `shown`
     "Rewards of 1 or -0.1, by the decoder's probability"
     m_hat, decoder = mixture_latents(cfg, state, real, noise), state['params']['vae']['decoder']
