@@ -554,7 +554,7 @@ def test_seeds_leave(whole, tmp_path, capsys, monkeypatch):
 def test_seeds_join_and_leave(whole, tmp_path, capsys):
     "Both at once, killed on the way and when they have joined but not yet left; `resume` alone then does what was asked for"
     run = Path(shutil.copytree(whole(), tmp_path/'run'))
-    def before_leaving(): stacks.leave = lambda *a: die()
+    def before_leaving(): stacks.remove_seeds = lambda *a: die()
     for patch in (lambda: at_iteration(4), before_leaving):
         argv = ['--seeds', '9', '--without', '3'] if not (run/'newcomers').exists() else []
         p = forked(['resume', str(run), *argv], patch); p.join()

@@ -76,7 +76,7 @@ def test_options_of_train(case, tmp_path_factory):
     d = tmp_path_factory.getbasetemp()/'options'
     d.mkdir(exist_ok=True)
     with contextlib.chdir(d), pytest.MonkeyPatch.context() as m:
-        m.setattr(cli, 'begun', lambda *a: pytest.fail(f'{option} {value!r} was taken'))
+        m.setattr(cli, 'new_run', lambda *a: pytest.fail(f'{option} {value!r} was taken'))
         argv = [] if option == 'method' else [f'--method={method}']
         code, out, err = ldm('train', world, *argv, f"--{option.replace('_', '-')}={value}")
     assert code == 2, (option, value, out, err)
@@ -106,7 +106,7 @@ def test_any_words(argv, tmp_path_factory):
     d = tmp_path_factory.getbasetemp()/'words'
     d.mkdir(exist_ok=True)
     with contextlib.chdir(d), pytest.MonkeyPatch.context() as m:
-        m.setattr(cli, 'begun', lambda *a: contextlib.nullcontext()); m.setattr(cli, 'execute', lambda *a: 0)
+        m.setattr(cli, 'new_run', lambda *a: contextlib.nullcontext()); m.setattr(cli, 'execute', lambda *a: 0)
         m.setattr(cli, 'locked', contextlib.nullcontext)
         if argv and argv[0] == 'bench': return
         code, out, err = ldm(*argv)

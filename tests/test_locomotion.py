@@ -16,7 +16,7 @@ from ldm_nb.lab import crew
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
 from ldm_nb.worlds.robot_tasks import DIRECTION, GOAL, RADII, SPEEDS, VELOCITY
-from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, Pools, engine, load, parts, quiet, simulate, start
+from ldm_nb.worlds.simulator import ANT, CHEETAH, SKIP, Pools, engine, load, parts, quiet_mujoco, simulate, start
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity, reward_goal, see_goal
 from ldm_nb.policy.policy import Agent
 from ldm_nb.training.rollout import rollout
@@ -29,7 +29,7 @@ def randn(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator(
 
 def theirs(body, state):
     "Gymnasium's environment in the same state"
-    with quiet(engine()): env = (AntEnv if body is ANT else HalfCheetahEnv)(reset_noise_scale=0.)
+    with quiet_mujoco(engine()): env = (AntEnv if body is ANT else HalfCheetahEnv)(reset_noise_scale=0.)
     env.reset(seed=0)
     p = parts(body, state)
     env.set_state(p.qpos[0, 0].numpy(), p.qvel[0, 0].numpy())

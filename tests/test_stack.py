@@ -7,7 +7,7 @@ import torch
 
 from ldm_nb.methods import ldm, rl2
 from ldm_nb.core.seeds import flat, generators, take
-from ldm_nb.belief.encoder import advance, joined, heads
+from ldm_nb.belief.encoder import advance, joined_layers, heads
 from ldm_nb.evaluation.evaluate import evaluate, outcome
 from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.mixture.mixture import Mixture
@@ -168,7 +168,7 @@ def test_imaginary_rewards_are_the_decoders(weights):
     assert torch.allclose(traj.reward[:, :, 14:], want, atol=1e-5)
     assert torch.equal(traj.reward[:, :, :14], traj.true_reward[:, :, :14])
     h = torch.zeros(2, 16, 128)
-    for t in range(3): h = advance(joined(state['params']['encoder']), h, traj.after[:, t], traj.action[:, t], traj.reward[:, t])
+    for t in range(3): h = advance(joined_layers(state['params']['encoder']), h, traj.after[:, t], traj.action[:, t], traj.reward[:, t])
     context = torch.cat(heads(state['params']['encoder'], h), -1)
     assert torch.allclose(policy(state['params']['heads'], context)[1], traj.value[:, 3], atol=1e-5)  # Encoder-p saw them
 

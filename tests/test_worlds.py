@@ -10,14 +10,14 @@ from ldm_nb.core.errors import BadInput
 from ldm_nb.core.remade import remade
 from ldm_nb.core.seeds import generators
 from ldm_nb.evaluation.evaluate import evaluate, outcome, summary, table
-from ldm_nb.evaluation.motion import film, ready, view
+from ldm_nb.evaluation.motion import film, check_film, view
 from ldm_nb.evaluation.pictures import cells_of, draw_imagined, draw_map, draw_path, spots
 from ldm_nb.lab.jobs import job, map_pictures, pictures
-from ldm_nb.lab.presets import WORLDS, check, override, usable
+from ldm_nb.lab.presets import WORLDS, check, override, check_simulator
 from ldm_nb.methods import ldm, mixreg, rl2, varibad
 from ldm_nb.methods.rl2 import number_world
 from ldm_nb.training.trainer import Progress, train
-from ldm_nb.worlds.check import check_world, found, play, random_actions
+from ldm_nb.worlds.check import check_world, findings, play, random_actions
 from ldm_nb.worlds.envs import WorldEnv, WorldVectorEnv, drawing, picture
 from ldm_nb.worlds.film import camera
 from ldm_nb.worlds.gridworld import GRIDWORLD, cells, gridworld
@@ -159,8 +159,8 @@ def test_pictures_of_strangers(make):
 def test_a_continuous_world_needs_no_simulator(tmp_path):
     "No camera, no view, no films, nothing to load; gymnasium takes it"
     world = point()
-    assert camera(world) is None and view(world) is None and usable(world) is None
-    with pytest.raises(BadInput, match='there is no picture of point: it has neither a map nor a body'): ready(world, tmp_path/'x.gif')
+    assert camera(world) is None and view(world) is None and check_simulator(world) is None
+    with pytest.raises(BadInput, match='there is no picture of point: it has neither a map nor a body'): check_film(world, tmp_path/'x.gif')
     assert camera(replace(world, simulator=Simulator())) is None and view(replace(world, simulator=Simulator(shown='goal'))) is None
     env = WorldVectorEnv(world, 3)
     env.reset(seed=0)
@@ -333,4 +333,4 @@ def test_check_draws_nothing_of_its_own():
     torch.manual_seed(0)
     assert torch.equal(a, torch.rand(1))
     g = [torch.Generator().manual_seed(5) for _ in range(2)]
-    assert torch.equal(*(random_actions(GOOD, x, 3, 4) for x in g)) and found(lambda: iter(())) == []
+    assert torch.equal(*(random_actions(GOOD, x, 3, 4) for x in g)) and findings(lambda: iter(())) == []

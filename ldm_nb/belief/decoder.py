@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torch
 from torch import Tensor
 from ..core.settings import one_of, sourced, size, within
-from ..core.bits import each, row_sum
+from ..core.bits import elementwise, row_sum
 from ..core.layers import init_linear, init_mlp, linear, mlp
 from ..worlds.tasks import World
 from .encoder import EncoderSize
@@ -139,7 +139,7 @@ def error(
 
     ```
     """
-    if kind == 'binary': return count*each(F.softplus, out) - target*out # = -log p(target)
+    if kind == 'binary': return count*elementwise(F.softplus, out) - target*out # = -log p(target)
     return count*(out - target/count.clamp(min=1))**2
 
 # %% ../../nbs/belief/210_decoder.ipynb #11730b7d
@@ -174,5 +174,5 @@ def multi_head_reconstruction(
     out = linear(p['out'], mlp(p['layers'], m)) # [S,B,P,C]
     visits = (cell[..., None] == torch.arange(out.shape[-1], device=out.device)).to(out.dtype) # [S,B,I,C]
     hit, miss = (visits*target[..., None]).sum(2), (visits*(1 - target[..., None])).sum(2) # [S,B,C]
-    no = each(F.softplus, out) # -log(1 - p); -log p is less by the logit
+    no = elementwise(F.softplus, out) # -log(1 - p); -log p is less by the logit
     return row_sum((no - out)*hit[:, :, None] + no*miss[:, :, None], 2)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.seeds import lift
 from ..core.bits import row_sum
 from ..core.layers import linear, mlp
-from ..core.devices import hot
+from ..core.devices import compilable
 from .decoder import embed, error
 
 # %% ../../nbs/belief/220_pairs.ipynb #594f5e4b
@@ -76,7 +76,7 @@ def reconstruction_loop(
 # %% ../../nbs/belief/220_pairs.ipynb #bd6c44a2
 _relu_back = torch.ops.aten.threshold_backward
 
-@partial(hot, dynamic=True)
+@partial(compilable, dynamic=True)
 def _block(
     kind, a, b, target, count, layers, # [G,W,B,1,P], [G,W or E,B,I,1], [G,1,B,I,1 or P] twice, pairs of w and c
     mask=None, first=None, # with a mask per pair: [G,E,B,I,P] bool; [G,E,W] weight W_e of the first layer

@@ -9,7 +9,7 @@ __all__ = ['init_linear', 'linear', 'init_mlp', 'mlp', 'init_gru', 'gru_cell', '
 import torch
 from torch import Tensor
 from torch.nn.init import orthogonal_
-from .bits import affine, each, one_thread
+from .bits import affine, elementwise, one_thread
 
 # %% ../../nbs/core/020_layers.ipynb #5cec43c4
 @one_thread()
@@ -56,7 +56,7 @@ def mlp(
     act=torch.relu, # non-linearity after every layer
 )->Tensor: # [S,...,sizes[-1]]
     "Linear layers, each followed by `act`"
-    for i in range(len(p)): x = each(act, linear(p[str(i)], x))
+    for i in range(len(p)): x = elementwise(act, linear(p[str(i)], x))
     return x
 
 # %% ../../nbs/core/020_layers.ipynb #c94d6cd4

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'VIEWS', 'WRITERS', 'Motion', 'watch', 'resets', 'episode', 'returns', 'velocity', 'smooth', 'kinds', 'key',
            'draw_speeds', 'show_goals', 'show_directions', 'draw_paths', 'View', 'view', 'map_shots', 'quantized',
-           'write_gif', 'ffmpeg', 'write_mp4', 'check_file', 'ready', 'film', 'read_task']
+           'write_gif', 'ffmpeg', 'write_mp4', 'check_file', 'check_film', 'film', 'read_task']
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a00004
 import importlib, math, shutil, subprocess
@@ -314,7 +314,7 @@ def check_file(
     raise BadInput(f"out is {str(file)!r:.80}: its name must end in {' or '.join(WRITERS)}")
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a0004b
-def ready(
+def check_film(
     world:World, # world to be filmed
     file, # path of the film
 )->Callable: # function (images, pictures per second, file) that writes the film
@@ -333,8 +333,8 @@ def film(
     file, # path of the film, .gif or .mp4
     note:str='', # first line of the text in the picture
 ):
-    "Write an episode as a film; raises what `ready` raises"
-    write = ready(world, file)
+    "Write an episode as a film; raises what `check_film` raises"
+    write = check_film(world, file)
     if c := camera(world): images, fps = list(shots(c, task, states, note=note)), round(1/DT)
     else: images, fps = list(map_shots(world, task, states, note)), 4
     write_file(file, lambda p: write(images, fps, p))

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from ..core.seeds import flat, generators, nest, noise_state, set_noise_state, take, tree_map
 from ..core.errors import Damaged, RunError
 from ..core.files import a_number, drop, flush, read_jsonl, write_file
-from ..training.trainer import Progress, renewable
+from ..training.trainer import Progress, iteration_state
 from .terminal import command
 from .config import FORMAT, check_format, digest
 
@@ -131,7 +131,7 @@ def iteration_of(
     """Iteration of a checkpoint, read from its name
 
     ```python
-    >>> at('run/checkpoint-12')
+    >>> iteration_of('run/checkpoint-12')
     12
 
     ```
@@ -169,7 +169,7 @@ def seed_file(
     config_digest:str=None, # digest of config.json
 )->bytes: # content of `seed-<seed>.pt`
     "Encode all that is needed to resume one seed"
-    learnt, buffer = {k: take(v, i) for k, v in renewable(progress.state).items()}, progress.state.get('buffer')
+    learnt, buffer = {k: take(v, i) for k, v in iteration_state(progress.state).items()}, progress.state.get('buffer')
     one = flat(learnt | dict(noise=take(noise, i), sums=take(progress.sums, i)))
     if buffer is not None: one['buffer'] = buffer[i:i+1, :tasks]
     seed = progress.seeds[i]

@@ -7,7 +7,7 @@ __all__ = ['kind_of', 'choices', 'collected', 'about_world']
 
 # %% ../../nbs/lab/874_collected.ipynb #87419004
 from ..core.settings import rules, sources
-from ..worlds.registry import TOLD, WORLDS, first_line, make_world, maker, options_of
+from ..worlds.registry import DESCRIPTIONS, WORLDS, first_line, make_world, maker, options_of
 from .catalogue import ABOUT
 from .entries import METHODS, as_stored, named_method, plain, plain_sources
 from .presets import changes, presets_of, usual
@@ -60,5 +60,5 @@ def about_world(
 )->str:
     "One line about a world"
     make = maker(world)
-    registered = [TOLD[k] for k, v in WORLDS.items() if v is make and k in TOLD] # also where it is named module:name
+    registered = [DESCRIPTIONS[k] for k, v in WORLDS.items() if v is make and k in DESCRIPTIONS]
     return ABOUT.get(world) or next(filter(None, registered), '') or first_line(make) or make_world(world).family.name

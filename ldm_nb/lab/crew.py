@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..core.seeds import tree_map, noise_state, set_noise_state
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, iterate, renewable
+from ..training.trainer import Method, Progress, iterate, iteration_state
 
 # %% ../../nbs/lab/835_crew.ipynb #3c9a5307
 def keep_heap()->bool: # True if the C library accepted the setting
@@ -128,13 +128,13 @@ def worker_process(
     home:dict, # shared memory for their state and the states of their generators (`noise`)
 ): # function: request -> answer
     "Make the function that a worker process runs for its share of the seeds"
-    progress.state = progress.state | tree_map(torch.clone, renewable(progress.state)) # `home` is written to
+    progress.state = progress.state | tree_map(torch.clone, iteration_state(progress.state)) # `home` is written to
     def answer(request):
         if request == 'step':
             metrics = iterate(method, cfg, world, gens, progress)
             progress.iteration += 1
             return {k: v.tolist() for k, v in metrics.items()}, progress.frozen
-        tree_map(lambda h, x: h.copy_(x), home, renewable(progress.state) | dict(noise=noise_state(gens)))
+        tree_map(lambda h, x: h.copy_(x), home, iteration_state(progress.state) | dict(noise=noise_state(gens)))
     return answer
 
 # %% ../../nbs/lab/835_crew.ipynb #3c9a5321
@@ -144,7 +144,7 @@ class Crew:
         self.gens, self.pipes, self.members = gens, [], []
         progress.state = tree_map(shared, progress.state)
         self.noise = tree_map(shared, {k: v for k, v in noise_state(gens).items() if k != 'eval'})
-        home = renewable(progress.state) | dict(noise=self.noise)
+        home = iteration_state(progress.state) | dict(noise=self.noise)
         for part in shares(len(progress.seeds), processes):
             def cut(tree): return tree_map(lambda x: x[part], tree)
             share = Progress(progress.seeds[part], cut(progress.state), progress.iteration,

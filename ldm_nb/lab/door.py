@@ -8,11 +8,11 @@ __all__ = ['door', 'usage', 'world_word', 'help_of', 'option']
 # %% ../../nbs/lab/868_door.ipynb #89000004
 import re
 from .. import __version__
-from ..core.errors import known
+from ..core.errors import known_name
 from ..core.files import is_path
 from .terminal import err, out
 from .options import COMMANDS, columns, hang, help_text, options_of, read
-from .catalogue import catalogue, listed, train_groups
+from .catalogue import catalogue, catalogue_text, train_groups
 
 # %% ../../nbs/lab/868_door.ipynb #8900000c
 def door(
@@ -23,7 +23,7 @@ def door(
     if not argv: err.write(usage(columns())); return 2
     if argv[0] in ('-h', '--help'): out.write(usage(columns())); return 0
     if argv[0] == '--version': out.write(f'ldm_nb {__version__}\n'); return 0
-    name, rest = known(argv[0], COMMANDS, 'command'), argv[1:]
+    name, rest = known_name(argv[0], COMMANDS, 'command'), argv[1:]
     asked = bool({'-h', '--help'} & set(rest))
     if not asked and name != 'list': return None
     run = None if asked else read('list', rest)
@@ -31,7 +31,7 @@ def door(
     by_module = name in ('train', 'list') and any(map(is_path, named))
     if by_module and not collect: return None
     cat = collect(named[0] or 'gridworld', named[1]) if by_module else catalogue()
-    out.write(help_of(name, rest, cat) if asked else listed(cat, *named, run.preset, columns()))
+    out.write(help_of(name, rest, cat) if asked else catalogue_text(cat, *named, run.preset, columns()))
     return 0
 
 # %% ../../nbs/lab/868_door.ipynb #89000007

@@ -12,7 +12,7 @@ from ..core.seeds import choose, noise_state, set_noise_state, tree_map
 from ..worlds.tasks import World
 from ..training.rollout import Traj, cat_workers
 from ..training.experience import Experience
-from ..training.trainer import Method, Progress, accept, owned, renewable
+from ..training.trainer import Method, Progress, accept, stage_state, iteration_state
 from .crew import receive, send, shared, start_process
 
 # %% ../../nbs/lab/845_duet.ipynb #55de0007
@@ -34,7 +34,7 @@ def second_process(
     "Make the function that the second process runs"
     _, imagine = method.duet(cfg)
     learn, state = list(method.stages.values())[-1], progress.state
-    home = owned(state, learn.owns)
+    home = stage_state(state, learn.owns)
     own, new, noise = tree_map(torch.clone, home), None, None
     def answer(message):
         nonlocal own, new, noise, state
@@ -47,7 +47,7 @@ def second_process(
             for s, x in zip(imagined, imagine(cfg, world, state, noise, real)): s.copy_(x)
         else:
             updated, metrics = learn.run(cfg, world, state, Experience(real), noise, progress.iteration)
-            new = owned(updated, learn.owns)
+            new = stage_state(updated, learn.owns)
             progress.iteration += 1
             return {k: v.tolist() for k, v in metrics.items()}
     return answer
@@ -58,7 +58,7 @@ def acting_networks(
     owns:tuple, # names of the networks of the second process
 )->dict: # params and, if the method has them, stats
     "Select what the first process acts with: everything but the networks of the second process"
-    parts = {k: {n: x for n, x in v.items() if n not in owns} for k, v in renewable(state).items() if k != 'opt'}
+    parts = {k: {n: x for n, x in v.items() if n not in owns} for k, v in iteration_state(state).items() if k != 'opt'}
     return {k: v for k, v in parts.items() if v}
 
 # %% ../../nbs/lab/845_duet.ipynb #55de0009
@@ -68,7 +68,7 @@ class Duet:
         self.method, self.cfg, self.world, self.gens, self.play = method, cfg, world, gens, method.duet(cfg)[0]
         self.act, learn = method.stages.values()
         progress.state = state = tree_map(shared, progress.state)
-        self.home, self.acting = owned(state, learn.owns), acting_networks(state, learn.owns)
+        self.home, self.acting = stage_state(state, learn.owns), acting_networks(state, learn.owns)
         gens_copy = {k: [torch.Generator().set_state(g.get_state()) for g in gs] for k, gs in gens.items()}
         self.ahead(state, progress.iteration)
         self.real, M = Traj(*map(shared, self.played)), cfg.workers - self.played.reward.shape[2]

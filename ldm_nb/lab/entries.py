@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'TRAIN_OPTIONS', 'Entry', 'checked_method', 'register_meth
 # %% ../../nbs/lab/870_entries.ipynb #87019004
 import json
 from dataclasses import dataclass, is_dataclass
-from ..core.errors import BadInput, known
+from ..core.errors import BadInput, known_name
 from ..core.settings import override, rules, sourced, settings, sources
 from ..worlds.tasks import World
 from ..worlds.registry import NoSuch, enter, failure, first_line, imported, make_world, options_of
@@ -81,7 +81,7 @@ def named_method(
     method:str, # name in the table, or module:name
 )->Entry:
     "Find a method; raises `BadInput` with the nearest name for an unknown one, `NoSuch` where its module has none"
-    if ':' not in method: return METHODS[known(method, METHODS, 'method')]
+    if ':' not in method: return METHODS[known_name(method, METHODS, 'method')]
     obj = imported(method, 'method', METHODS)
     return obj if isinstance(obj, Entry) else entry_of(checked_method(obj, method))
 

@@ -20,7 +20,7 @@ from ..core.files import append_jsonl
 from ..belief.buffer import capacity, stored
 from ..worlds.tasks import World
 from ..training.trainer import (
-    Method, Progress, Diverged, cause, frames_of, renewable, train, weights_of, with_weights)
+    Method, Progress, Diverged, cause, frames_of, iteration_state, train, weights_of, with_weights)
 from .crew import STOPS, Crew, may_fork
 from .graphs import Recorded
 from .duet import Duet
@@ -76,7 +76,7 @@ def job(
     "Make a job at iteration 0, with new networks for every seed"
     gens = generators(info['seeds'], info['device'])
     state = method.init(cfg, world, gens)
-    if strange := [k for k in state if k not in (*renewable(state), 'buffer')]:
+    if strange := [k for k in state if k not in (*iteration_state(state), 'buffer')]:
         raise BadInput(f'the state of {method.name} has {strange}: '
                        'its parts are params, opt, stats, workers and buffer')
     progress = Progress(list(info['seeds']), state)

@@ -15,7 +15,7 @@ from ..training.trainer import Progress, with_weights
 from .config import read_config
 from .entries import METHODS, complete, method_of, plain, with_options
 from .jobs import Job, finished
-from .presets import assemble, load_agent, loaded, usable
+from .presets import assemble, load_agent, loaded, check_simulator
 from .reproduce import kept_weights
 
 # %% ../../nbs/lab/882_opened.ipynb #88219007
@@ -58,7 +58,7 @@ def from_file(
         run = with_values(with_options(world, plain(world, method)), complete(world, method, about['config']))
         made = make_world(world, **settings(run.world))
     except BadInput as e: raise RunError(f'{path} cannot be opened here: {e}') from None
-    usable(made)
+    check_simulator(made)
     info = dict(world=world, method=method, device='cpu', **about)
     return Job(path, info, made, method_of(made, method), run.method, generators(about['seeds']),
                Progress(about['seeds'], with_weights(params)))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ROBOT_WORLDS', 'QUICK', 'CHANGES', 'ROBOT', 'ROBOT_CHANGES', 'PRESETS', 'FRAMES', 'robot_changes', 'fitted',
            'changes', 'presets_of', 'preset', 'usual', 'default_interval', 'check_learner', 'check', 'check_belief',
-           'usable', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'loaded',
+           'check_simulator', 'parse_seeds', 'parse_frames', 'iterations', 'eval_every', 'fit', 'assemble', 'loaded',
            'load_agent']
 
 # %% ../../nbs/lab/872_presets.ipynb #f5e886b8
 import math, re
 from dataclasses import replace
 from functools import partial
-from ..core.errors import BadInput, RunError, Unable, known
+from ..core.errors import BadInput, RunError, Unable, known_name
 from ..core.settings import check_value, override, rules, sourced, settings, sources, with_values
 from ..worlds.tasks import World
 from ..worlds.gridworld import EXTRAPOLATION
@@ -95,7 +95,7 @@ def changes(
     "What world and preset change in a method's defaults; raises `BadInput` with the nearest name for an unknown one"
     w, entry = make_world(world), named_method(method)
     mine = settings(plain(w, method))
-    known(name, presets_of(world), 'preset')
+    known_name(name, presets_of(world), 'preset')
     out = dict(CHANGES[name]) if w.n_actions else robot_changes(world, method, name)
     if entry.oracle: out['train_split'] = 'all', 'paper: section 5, oracles train on all tasks'
     if world == EXTRAPOLATION.name and entry.method.name == 'ldm': out['p_drop'] = .5, 'paper: section 5.1.2'
@@ -188,7 +188,8 @@ def check_belief(
     "Check the settings of the latent dynamics network; raises `BadInput` as `check` does"
     name, multi = world.family.name, s['decoder'] == 'multi-head'
     if multi and not world.n_cells: raise BadInput(f'decoder is multi-head: {name} has no cells')
-    if multi and world.deaths: raise BadInput(f'decoder is multi-head: tasks of {name} may end early, set it to single-head')
+    if multi and world.deaths:
+        raise BadInput(f'decoder is multi-head: tasks of {name} may end early, set it to single-head')
     if s['decoder_inputs'] == 'transition' and world.n_actions:
         raise BadInput(f'decoder_inputs is transition: actions of {name} are discrete, leave it next-state')
     if s['decoder_inputs'] == 'transition' and not s['action_embedding']:
@@ -209,7 +210,7 @@ def check_belief(
         raise BadInput(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
 
 # %% ../../nbs/lab/872_presets.ipynb #90c0de02
-def usable(
+def check_simulator(
     world:World, # any world
 )->None:
     "Check that the world's simulator works on this machine; raises `Unable` where it does not"
@@ -294,7 +295,7 @@ def assemble(
     info:dict=None, # content of its `config.json`; None: read from the file
     **changes, # entries to replace, such as device='cpu'
 )->Job: # before its first iteration
-    "Make a run's job; raises `RunError` where `config.json` is missing, damaged or unfit, `Unable` as `usable` does"
+    "Make a run's job; raises `RunError` if `config.json` is missing or unfit, `Unable` as `check_simulator` does"
     info = dict(read_config(folder) if info is None else info, **changes)
     try:
         run = fit(info)
@@ -304,7 +305,7 @@ def assemble(
         if info['frames'] % chunk: raise BadInput(f"frames is {info['frames']}: allowed is a multiple of {chunk}")
     except NoSuch as e: raise RunError(f'{folder} cannot be opened here: {e}') from None
     except BadInput as e: raise RunError(f'{folder}/config.json does not fit this version of ldm_nb: {e}') from None
-    usable(world)
+    check_simulator(world)
     return job(folder, info, world, method, run.method)
 
 # %% ../../nbs/lab/872_presets.ipynb #8f8eac68

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 import torch
 from torch import Tensor
-from ..core.errors import known
+from ..core.errors import known_name
 from ..core.settings import one_of, sourced, within
 from ..core.seeds import draw
-from ..core.bits import each
+from ..core.bits import elementwise
 from ..core.optimisers import init_moments
 from ..worlds.tasks import World
 from ..belief.encoder import EncoderSize, encode
@@ -38,19 +38,20 @@ from .under_way import collect_under_way, noise_under_way
 class LDM:
     "Latent Dynamics Mixture"
     workers:int = within(16, 1, 4096) # B = n + M, parallel workers; release: all configs
-    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: those of a task (release, grid)
+    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: the steps of a task (release, grid)
     train_split:str = one_of('train', 'all') # tasks trained on
-    mixture_scope:str = one_of('task', 'iteration') # mixture weights and workers are kept for a 'task'; 'iteration':
-        # drawn anew (release, MuJoCo)
+    mixture_scope:str = one_of('task', 'iteration') # how long a mixture worker keeps its weights: for a 'task', or an
+        # 'iteration' (release, MuJoCo)
     encoder:EncoderSize = EncoderSize() # of Encoder-p and Encoder-v
     policy:PolicySize = PolicySize() # of actor and critic
     learner:Learner = Learner() # the policy's update
     vae:VAE = VAE() # the latent dynamics network
     mixture:Mixture = Mixture() # the imagined tasks
-    imagined_task:str = one_of('moving', 'fixed') # 'moving': with latents and noise of each step (paper, release);
-        # 'fixed': those at the end of the mixed tasks
-    imagined_rewards:str = one_of('expected', 'drawn', 'one-goal', 'any-goal') # 'expected': by the decoder
-        # (paper, release); 'drawn': 1 or -0.1, by its p; 'one-goal': 1 at one place, by odds; 'any-goal': a control
+    imagined_task:str = one_of('moving', 'fixed') # 'moving': mixes the posteriors of each step (paper, release);
+        # 'fixed': mixes those at the end of the tasks
+    imagined_rewards:str = one_of('expected', 'drawn', 'one-goal', 'any-goal') # 'expected': the decoder's
+        # reward (paper, release); ours: 'drawn': 1 with the decoder's probability, else -0.1; 'one-goal': 1 at one
+        # cell, drawn by the decoder; 'any-goal': 1 at a random cell, without a decoder
 
     def __post_init__(self): normal_workers(self)
 
@@ -77,7 +78,7 @@ def init(
 def draw_noise(
     cfg:LDM, world:World, # settings; the world, for the length of a task and the noise of its resets
     gens:dict, # stream -> one generator per seed
-    iteration:int, # counted from 0; it determines how many tasks are stored
+    iteration:int, # counted from 0; the number of stored tasks follows from it
 )->dict: # noise of tasks and actions, of the ELBO (vae, store), and of the mixture
     "Draw all noise of an iteration"
     noise, mixture_gens = experience_noise(cfg, world, gens), gens['imagination']
@@ -87,7 +88,7 @@ def draw_noise(
     T, E = 1 if cfg.imagined_task == 'fixed' else world.steps, embedding(cfg.vae, cfg.encoder)
     mixture = mixture_noise(mixture_gens, cfg.mixture, cfg.vae, T, cfg.normal, E)
     if cfg.imagined_rewards != 'expected':
-        mixture['level'] = draw(mixture_gens, 'uniform', cfg.mixture.mixture_workers) # [S,M] one number a task
+        mixture['level'] = draw(mixture_gens, 'uniform', cfg.mixture.mixture_workers) # [S,M] uniform numbers
     return noise | dict(mixture=mixture)
 
 # %% ../../nbs/methods/720_ldm.ipynb #3abfdc87
@@ -109,7 +110,7 @@ def mixture_latents(
     when = slice(-1, None) if cfg.imagined_task == 'fixed' else slice(0, -1)
     posteriors = encode(state['params']['vae']['encoder'], traj.after, traj.action, traj.reward)
     mu, logvar = (x[:, when] for x in posteriors)
-    m = mu if noise['eps'] is None else mu + each(torch.exp, .5*logvar)*noise['eps']
+    m = mu if noise['eps'] is None else mu + elementwise(torch.exp, .5*logvar)*noise['eps']
     return mix(mixture_weights(noise['e'], cfg.mixture.beta), m)
 
 # %% ../../nbs/methods/720_ldm.ipynb #3abfdc8b
@@ -219,7 +220,7 @@ def method(
     table:dict, # how rewards are imagined: name -> function like `expected`
 )->Method:
     "LDM with one or several ways to imagine rewards"
-    def check(cfg, world): known(cfg.imagined_rewards, table, 'choice for imagined_rewards')
+    def check(cfg, world): known_name(cfg.imagined_rewards, table, 'choice for imagined_rewards')
     def halves(cfg):
         if cfg.chunk or not cfg.mixture.mixture_workers: return None
         return real_tasks, partial(imagined_tasks, table[cfg.imagined_rewards])

@@ -8,8 +8,8 @@ __all__ = ['IMAGINED', 'METHOD', 'goal_of', 'paid_at', 'one_goal', 'any_goal', '
 # %% ../../nbs/methods/722_one_goal.ipynb #72200004
 import torch
 from torch import Tensor
-from ..core.errors import BadInput, known
-from ..core.bits import each
+from ..core.errors import BadInput, known_name
+from ..core.bits import elementwise
 from ..worlds.tasks import World
 from ..belief.decoder import VAE
 from ..belief.pairs import decode_pairs
@@ -65,7 +65,8 @@ def drawn_at(
 ): # function: logits of the decoder [S,M] -> r_hat [S,M]
     "Turn the decoder's probability into a reward of 1 or -0.1"
     def meaning(out):
-        return world.rewards.imagine(torch.where(each(torch.sigmoid, out) > level, torch.inf, -torch.inf).to(out.dtype))
+        goal = elementwise(torch.sigmoid, out) > level
+        return world.rewards.imagine(torch.where(goal, torch.inf, -torch.inf).to(out.dtype))
     return meaning
 
 # %% ../../nbs/methods/722_one_goal.ipynb #7220000a
@@ -84,7 +85,7 @@ def check(
     cfg:LDM, world:World, # settings of LDM; world to train on
 )->None:
     "Raise `BadInput` where `imagined_rewards` or `imagined_task` needs other settings or another world"
-    kind = known(cfg.imagined_rewards, IMAGINED, 'choice for imagined_rewards')
+    kind = known_name(cfg.imagined_rewards, IMAGINED, 'choice for imagined_rewards')
     goal = kind in ('one-goal', 'any-goal')
     if goal and cfg.imagined_task != 'fixed':
         raise BadInput(f'imagined_rewards is {kind}: a goal has to stay, set imagined_task to fixed')

@@ -9,10 +9,10 @@ __all__ = ['noise_under_way', 'latents_before', 'imagined_under_way', 'in_order'
 import torch
 from torch import Tensor
 from ..core.seeds import draw
-from ..core.bits import each
+from ..core.bits import elementwise
 from ..core.layers import linear
 from ..worlds.tasks import World
-from ..belief.encoder import joined
+from ..belief.encoder import joined_layers
 from ..belief.decoder import decode_naive, embedding, transition_inputs
 from ..policy.policy import Agent
 from ..policy.onpolicy import memory_before, memories_of
@@ -40,8 +40,8 @@ def latents_before(
     "Latents of the normal workers before each step"
     read = memories_of(encoder, Experience(traj, h=memory_from_past(encoder, past)))
     hs = memory_before(read).unflatten(1, traj.reward.shape[1:])
-    mu, logvar = linear(joined(encoder)['heads'], hs).chunk(2, -1)
-    return mu if eps is None else mu + each(torch.exp, .5*logvar)*eps
+    mu, logvar = linear(joined_layers(encoder)['heads'], hs).chunk(2, -1)
+    return mu if eps is None else mu + elementwise(torch.exp, .5*logvar)*eps
 
 # %% ../../nbs/methods/715_under_way.ipynb #42a38559
 def imagined_under_way(

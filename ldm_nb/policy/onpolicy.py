@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 from ..core.seeds import draw, tree_map
-from ..core.bits import each, row_sum
+from ..core.bits import elementwise, row_sum
 from ..core.layers import linear
 from ..core.optimisers import gradients, leaf, clip, norm, adam, rmsprop, polyak, total
 from ..core.settings import one_of, override, sourced, size, within
-from ..belief.encoder import joined, memories, memory
+from ..belief.encoder import joined_layers, memories, memory
 from .policy import likelihood, policy
 from .running import standardised
 
@@ -124,7 +124,7 @@ def losses(
     "Policy loss, value loss and negative entropy, for A2C and for PPO"
     c, A = cfg.ratio_clip, targets['advantage']
     if c:
-        ratio = each(torch.exp, logp - targets['logp'])
+        ratio = elementwise(torch.exp, logp - targets['logp'])
         policy = -torch.minimum(ratio*A, ratio.clamp(1 - c, 1 + c)*A)
     else: policy = -A*logp
     terms = dict(policy=policy, value=value_error(cfg, value, targets['value'], targets['target']), entropy=-entropy)
@@ -146,7 +146,7 @@ def memories_of(
     t, h = exp.traj, exp.h
     if h is None: h, keep = memory(encoder, t.reward.shape[2]), None
     else: keep = (~t.task_start).to(h.dtype) if t.task_start[:, 1:].any() else None
-    return memories(joined(encoder), t.after, t.action, t.reward, h, keep), keep
+    return memories(joined_layers(encoder), t.after, t.action, t.reward, h, keep), keep
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627350
 def memory_before(
@@ -178,7 +178,7 @@ def outputs(
     rows:Tensor=None, # [S,n] indices of transitions, t*B + b; None: all of them
 )->tuple: # logits or means [S,n,A], values [S,n]
     "Outputs of actor and critic before each step of a rollout"
-    (hs, keep), heads, B = read, joined(p['encoder'])['heads'], traj.reward.shape[2]
+    (hs, keep), heads, B = read, joined_layers(p['encoder'])['heads'], traj.reward.shape[2]
     obs = policy_observations(cfg, stats, traj.before)
     if rows is None:
         context = linear(heads, hs)[:, :-1]
@@ -209,7 +209,7 @@ def update_targets(
     "Constants of an update: advantages, targets of the critic, and outputs of the networks that acted"
     t, value, after, logp = exp.traj, exp.traj.value, exp.traj.next_value, {}
     if cfg.learner.old_values == 'recomputed':
-        heads = joined(p['encoder'])['heads']
+        heads = joined_layers(p['encoder'])['heads']
         def recomputed(h, obs): return policy(p['heads'], linear(heads, h), policy_observations(cfg, stats, obs))
         out, value = recomputed(memory_before(read), t.before)
         value, after = value.view_as(reward), recomputed(flat_rows(read[0][:, 1:]), t.after)[1].view_as(reward)

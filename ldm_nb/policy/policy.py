@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['policy', 'PolicySize', 'init_policy', 'sample', 'init_gaussian', 'action_std', 'log_density', 'gaussian_entropy',
-           'likelihood', 'init_heads', 'Noise', 'Agent', 'apart', 'action_noise', 'agent_noise', 'replaced',
+           'likelihood', 'init_heads', 'Noise', 'Agent', 'copy_tensors', 'action_noise', 'agent_noise', 'replaced',
            'recurrent_agent']
 
 # %% ../../nbs/policy/300_policy.ipynb #84887546
@@ -16,12 +16,12 @@ import math
 import torch
 from torch import Tensor
 from ..core.settings import size
-from ..core.bits import each, one_thread
+from ..core.bits import elementwise, one_thread
 from ..core.remade import Remade, remade
 from ..core.seeds import draw
 from ..core.layers import init_linear, init_mlp, linear, mlp
-from ..core.kernels import beside, after
-from ..belief.encoder import joined, advance, memory
+from ..core.kernels import concat_layers, compose_layers
+from ..belief.encoder import joined_layers, advance, memory
 
 # %% ../../nbs/policy/300_policy.ipynb #5076eafc
 def policy(
@@ -91,7 +91,7 @@ def action_std(
     log_std:Tensor, # [S,1,A] parameter: logarithm of the standard deviations
 )->Tensor: # [S,1,A] at least 1e-6
     "Standard deviations of continuous actions"
-    return each(torch.exp, log_std).clamp(min=1e-6) # release
+    return elementwise(torch.exp, log_std).clamp(min=1e-6) # release
 
 # %% ../../nbs/policy/300_policy.ipynb #5b1e6f81
 def log_density(
@@ -119,7 +119,7 @@ def likelihood(
     "Log-probability of the actions, and entropy of their distribution"
     if 'mean' in p: return log_density(out, p['log_std'], action), gaussian_entropy(p['log_std'])
     logp = out.log_softmax(-1)
-    return logp.gather(-1, action[..., None])[..., 0], -(each(torch.exp, logp)*logp).sum(-1)
+    return logp.gather(-1, action[..., None])[..., 0], -(elementwise(torch.exp, logp)*logp).sum(-1)
 
 # %% ../../nbs/policy/300_policy.ipynb #3e230a6c
 def init_heads(
@@ -149,16 +149,16 @@ class Agent(Remade):
     between:Callable = None # memory, an Episode, noise [S,B,...] or None -> memory, after an episode; None: no change
     imagine:Callable = None # n, seed -> World of n imagined tasks; only for an agent that was loaded from a run
 
-    def __reduce__(self): return apart(super().__reduce__())
+    def __reduce__(self): return copy_tensors(super().__reduce__())
 
-def apart(
+def copy_tensors(
     x, # tensors, in dicts, tuples and partial functions
 ): # the same structure
     "Copy each tensor, so that none is a view of a larger one"
     if isinstance(x, Tensor): return x.detach().clone()
-    if isinstance(x, dict): return {k: apart(v) for k, v in x.items()}
-    if type(x) is tuple: return tuple(map(apart, x))
-    if isinstance(x, partial): return partial(x.func, *apart(x.args), **apart(x.keywords))
+    if isinstance(x, dict): return {k: copy_tensors(v) for k, v in x.items()}
+    if type(x) is tuple: return tuple(map(copy_tensors, x))
+    if isinstance(x, partial): return partial(x.func, *copy_tensors(x.args), **copy_tensors(x.keywords))
     return x
 
 # %% ../../nbs/policy/300_policy.ipynb #29d3f451
@@ -203,17 +203,17 @@ def recurrent_agent(
     normal=None, # function that scales the observations [S,B,O+1] of actor and critic; None: no scaling
 )->Agent:
     "The agent made of Encoder-p, actor and critic"
-    j, p = joined(encoder), heads_p
-    trunks = [beside(p['actor'][k], p['critic'][k], shared=k == '0') for k in p['actor']]
+    j, p = joined_layers(encoder), heads_p
+    trunks = [concat_layers(p['actor'][k], p['critic'][k], shared=k == '0') for k in p['actor']]
     out = p['mean' if 'mean' in p else 'logits']
     A = out['b'].shape[2]
-    first, *rest = *trunks, beside(out, p['value'], shared=not trunks)
+    first, *rest = *trunks, concat_layers(out, p['value'], shared=not trunks)
     O = first['w'].shape[1] - j['heads']['w'].shape[2] # numbers of the observation, which come before the context
-    w_obs, first = first['w'][:, :O], after(dict(w=first['w'][:, O:], b=first['b']), j['heads'])
+    w_obs, first = first['w'][:, :O], compose_layers(dict(w=first['w'][:, O:], b=first['b']), j['heads'])
     def act(h, obs, u):
         x = linear(first, h)
         if state_conditioned: x = x + (normal(obs) if normal else obs) @ w_obs
-        for layer in rest: x = linear(layer, each(torch.tanh, x))
+        for layer in rest: x = linear(layer, elementwise(torch.tanh, x))
         out, value = x[..., :A], x[..., A]
         if 'mean' in p: return (out if greedy else out + action_std(p['log_std'])*u), value
         return (out.argmax(-1) if greedy else sample(out, u)), value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..core.seeds import tree_map
 from ..worlds.tasks import World
-from ..belief.encoder import joined, memories, memory
+from ..belief.encoder import joined_layers, memories, memory
 from .rollout import Traj
 
 # %% ../../nbs/training/514_past.ipynb #51400007
@@ -47,7 +47,7 @@ def memory_from_past(
     if not L: return memory(encoder, n.shape[1])
     L = min(max(L, -(-16//n.shape[1])), past['reward'].shape[1]) # with fewer rows the GRU would round differently
     rows = (past[k][:, :L] for k in ROWS)
-    hs = memories(joined(encoder), *rows, memory(encoder, n.shape[1])) # [S,L+1,B,H]
+    hs = memories(joined_layers(encoder), *rows, memory(encoder, n.shape[1])) # [S,L+1,B,H]
     return hs.gather(1, n[:, None, :, None].expand(-1, 1, -1, hs.shape[-1]))[:, 0]
 
 # %% ../../nbs/training/514_past.ipynb #db4f0415

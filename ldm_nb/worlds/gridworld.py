@@ -10,7 +10,7 @@ __all__ = ['SIZE', 'HORIZON', 'EPISODES', 'GRIDWORLD', 'EXTRAPOLATION', 'ON_GOAL
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
-from ..core.bits import each
+from ..core.bits import elementwise
 from ..core.devices import on
 from ..core.remade import remade
 from .tasks import Discrete, Family, Goal, Map, Rewards, World, finite
@@ -102,7 +102,7 @@ def imagine(
 
     ```
     """
-    return OFF_GOAL + (ON_GOAL - OFF_GOAL)*each(torch.sigmoid, logit)
+    return OFF_GOAL + (ON_GOAL - OFF_GOAL)*elementwise(torch.sigmoid, logit)
 
 # %% ../../nbs/worlds/120_gridworld.ipynb #459a5442
 # [49,3] one observation for each cell: x, y, flag 0

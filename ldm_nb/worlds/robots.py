@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HORIZON', 'EPISODES', 'see_direction', 'see_goal', 'see_velocity', 'square', 'cost', 'reward_direction',
-           'reward_goal', 'reward_velocity', 'upright', 'lost', 'locomotion', 'ant_direction', 'ant_goal',
+           'reward_goal', 'reward_velocity', 'upright', 'failed_steps', 'locomotion', 'ant_direction', 'ant_goal',
            'cheetah_velocity', 'at_rest']
 
 # %% ../../nbs/worlds/160_robots.ipynb #9bc0c1ab
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 import torch
 from torch import Tensor
-from ..core.bits import each
+from ..core.bits import elementwise
 from ..core.remade import remade
 from .tasks import Box, Family, Simulator, World
 from .codecs import without_zeros
@@ -68,7 +68,7 @@ def reward_direction(
 )->Tensor: # [S,B] float64
     "Reward of Ant-direction: speed in the direction of the task"
     old, new = parts(ANT, state), parts(ANT, after)
-    direction = torch.cat([each(torch.cos, task.double()), each(torch.sin, task.double())], -1)
+    direction = torch.cat([elementwise(torch.cos, task.double()), elementwise(torch.sin, task.double())], -1)
     speed = ((new.torso - old.torso)[..., :2]/DT*direction).sum(-1)
     return speed - cost(.5, action, new.force) + 1 # release
 
@@ -103,7 +103,7 @@ def upright(
     return (z >= .2) & (z <= 1) # release
 
 # %% ../../nbs/worlds/160_robots.ipynb #7da0945d
-def lost(
+def failed_steps(
     healthy:Callable, # observations [...,O+1] -> bool, the agent does not die here; None: no agent can die
     horizon:int, # H, steps of an episode
     obs:Tensor, # [S,T,B,O+1] next observation of each step
@@ -139,7 +139,7 @@ def locomotion(
         after, failed = simulate(body, state, action, pools=pools)
         died = failed if healthy is None else failed | ~healthy(see(after))
         return after, reward(task, state, action, after).float(), died
-    engine = Simulator(body, shown, partial(lost, healthy, horizon), partial(bare_rate, body), pools.close)
+    engine = Simulator(body, shown, partial(failed_steps, healthy, horizon), partial(bare_rate, body), pools.close)
     return World(family, obs_dim, Box(body.motors), horizon, episodes, start=partial(start, body, contact_forces),
                  step=step, observe=see, reset_noise=body.nq + body.nv, deaths=True,
                  codec=without_zeros(horizon*episodes, obs_dim, Box(body.motors), silent), simulator=engine)

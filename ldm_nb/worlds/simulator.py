@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANT', 'CHEETAH', 'IDLE', 'SKIP', 'DT', 'RUNAWAY', 'HALF', 'Body', 'torso_of_ant', 'torso_of_cheetah', 'Parts',
-           'parts', 'import_without_gl', 'engine', 'quiet', 'load', 'Pools', 'simulate', 'start', 'bare_rate']
+           'parts', 'import_without_gl', 'engine', 'quiet_mujoco', 'load', 'Pools', 'simulate', 'start', 'bare_rate']
 
 # %% ../../nbs/worlds/150_simulator.ipynb #dbf2f647
 import ctypes, os, sys, threading, time
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.bits import each
+from ..core.bits import elementwise
 from ..core.errors import BadInput, Unable
 
 # %% ../../nbs/worlds/150_simulator.ipynb #b1a0b0e5
@@ -98,7 +98,7 @@ def engine(): # the module `mujoco`
 
 # %% ../../nbs/worlds/150_simulator.ipynb #7483ff85
 @contextmanager
-def quiet(mujoco):
+def quiet_mujoco(mujoco):
     "Context in which MuJoCo writes its warnings neither to the screen nor to a file"
     with _importing:
         handler = mujoco.get_mju_user_warning()
@@ -118,7 +118,7 @@ def load(
     if not path.is_file():
         raise FileNotFoundError(f'{path} is missing; it comes with gymnasium: pip install --force-reinstall gymnasium')
     try:
-        with quiet(mujoco):
+        with quiet_mujoco(mujoco):
             spec = mujoco.MjSpec.from_file(str(path))
             if contacts: # MuJoCo computes contact forces only if the model has a force sensor
                 spec.body('torso').add_site(name='feels')
@@ -215,7 +215,7 @@ def start(
     qpos, qvel = torch.tensor(body.rest, **kw).expand(*shape, -1), torch.zeros(*shape, body.nv, **kw)
     if u is not None:
         u = u.double().clamp(HALF, 1 - HALF)
-        qpos, qvel = qpos + (.2*u[..., :body.nq] - .1), .1*each(torch.special.ndtri, u[..., body.nq:])
+        qpos, qvel = qpos + (.2*u[..., :body.nq] - .1), .1*elementwise(torch.special.ndtri, u[..., body.nq:])
     rest = torch.zeros(*shape, body.nv + 6*body.bodies*contacts, **kw)
     return torch.cat([qpos, qvel, rest[..., :body.nv], body.torso(qpos), rest[..., body.nv:]], -1)
 

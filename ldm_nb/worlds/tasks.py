@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from ..core.errors import BadInput, known
+from ..core.errors import BadInput, known_name
 from ..core.devices import on
 from ..core.remade import Remade, remade
 
@@ -94,7 +94,7 @@ def check_task(
     split:str='all', # name of the split that must hold the task
 )->Tensor: # [D] float32
     "The task as a tensor; raises `BadInput` if it has the wrong form or does not belong to the split"
-    s, D, cols = family.splits[known(split, family.splits, 'split')], len(family.columns), family.columns
+    s, D, cols = family.splits[known_name(split, family.splits, 'split')], len(family.columns), family.columns
     try:
         kind = torch.as_tensor(task, device='cpu').dtype
         if kind.is_complex or kind == torch.bool: raise TypeError
