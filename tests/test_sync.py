@@ -55,3 +55,13 @@ def test_settings():
     assert 'mujoco>=4.0.0' in CFG['requirements'].split() # robots run after the README's own install line
     init = (ROOT/CFG['lib_path']/'__init__.py').read_text(encoding='utf-8')
     assert f'__version__ = "{CFG["version"]}"' in init
+
+def test_citation():
+    "CITATION.cff names the version and the repository of settings.ini; README.md has the version too"
+    cff = (ROOT/'CITATION.cff').read_text(encoding='utf-8')
+    assert f"version: {CFG['version']}\n" in cff and CFG['git_url'] in cff
+    assert f"version = {{{CFG['version']}}}" in (ROOT/'README.md').read_text(encoding='utf-8')
+
+def test_data_in_front():
+    "Pictures of the front page are small"
+    assert sum(f.stat().st_size for f in (ROOT/'nbs/images').iterdir()) < 300_000
