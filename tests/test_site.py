@@ -91,11 +91,11 @@ def test_alternative():
     assert alternative(picture, None) == alternative(picture, caption | dict(source=['Words.'])) == ''
 
 def test_order(site):
-    "The sidebar shows the parts in the order of reading, which is no order of the alphabet, and marks mechanics"
+    "The sidebar shows what a visitor wants first, then the method, what was found, and the machinery, which is marked"
     _, out = site()
     ix = (out/'index.html').read_text()
     ix = ix[ix.index('sidebar-tree'):]
-    at = [ix.index(s) for s in ('Core<', f'Core {MARK}</a>', 'Belief<', 'Posterior</a>', 'Results<', 'Figure 4</a>', 'Reference', 'api.html')]
+    at = [ix.index(s) for s in ('Start<', 'Front page</a>', 'Method<', 'Posterior</a>', 'Findings<', 'Figure 4</a>', 'Reference<', 'api.html', 'Engine room<', f'Core {MARK}</a>')]
     assert at == sorted(at)
 
 def test_skip(site):

@@ -28,6 +28,9 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 
 PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluation', 'methods', 'lab', 'results', 'recipes', 'tour')  # in reading order
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
+START = 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
+OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout'  # experiments whose runs are not recorded yet
+REFERENCE = 'recipes/commands', 'recipes/settings', 'worlds/envs', 'api', 'tour/glossary', 'results/deviations', 'tour/changelog'
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 MARK = '⚙'                                     # of such pages in the sidebar
 
@@ -198,19 +201,28 @@ def api(names):
     return md
 
 
+def sidebar(docs, with_api):
+    "Captions of the sidebar -> its documents: what a visitor wants first, then the method, what was found, and the machinery"
+    groups = {k: [] for k in ('Start', 'Method', 'Findings', 'Open experiments', 'How-to', 'Reference', 'Engine room')}
+    groups['Start'] = ['Front page <self>', *(d for d in START if d in docs)]
+    groups['Reference'] = [d for d in REFERENCE if d in docs or d == 'api' and with_api]
+    for doc, (f, _) in docs.items():
+        if doc in ('index', *START, *REFERENCE): continue
+        kind = ('Open experiments' if doc in OPEN else 'Findings' if part(f) == 'results' else 'How-to' if part(f) in ('recipes', 'tour') else
+                'Engine room' if part(f) == 'lab' or mechanics(f) else 'Method')
+        groups[kind].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
+    return {k: v for k, v in groups.items() if v}
+
+
 def prepare(nbs, dst):
     "Write MyST pages for the notebooks under `nbs` to `dst`; document -> its page and cells"
-    docs, names, groups = {}, Names(nbs), defaultdict(list)
+    docs, names = {}, Names(nbs)
     for f in pages(nbs):
         doc = document(f, nbs)
         if doc in docs: raise ValueError(f'{docs[doc][0].name} and {f.name} would both become {doc}.html; rename one')
         docs[doc] = f, convert(f, names)
-        if doc != 'index': groups[part(f).capitalize()].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
-    if names.mods:
-        (dst/'api.md').write_text(api(names), encoding='utf-8')
-        groups['Reference'] = ['api']
-    first = {k: groups.pop(k) for k in ('Tour',) if k in groups}  # it imports everything, so its number is high; a reader begins with it
-    toc = '\n\n'.join(toctree(k, v) for k, v in (first | groups).items())
+    if names.mods: (dst/'api.md').write_text(api(names), encoding='utf-8')
+    toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, bool(names.mods)).items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
     if (nbs/'images').exists(): shutil.copytree(nbs/'images', dst/'images')
     for doc, (f, nb) in docs.items():
