@@ -5,7 +5,7 @@ A page is taken as it stands in git: its outputs are the saved ones, nothing is 
 notebook (hidden cells left out, back-quoted names linked to their definitions), and Sphinx makes the site. Warnings are
 errors, and so is a link inside the site that leads nowhere.
 """
-import argparse, ast, json, os, posixpath, re, shutil, subprocess, sys, tempfile
+import argparse, ast, html, json, os, posixpath, re, shutil, subprocess, sys, tempfile
 from collections import defaultdict
 from configparser import ConfigParser
 from html.parser import HTMLParser
@@ -30,6 +30,7 @@ PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluatio
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
 START = 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
 OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout'  # experiments whose runs are not recorded yet
+TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
 REFERENCE = 'recipes/commands', 'recipes/settings', 'worlds/envs', 'api', 'tour/glossary', 'results/deviations', 'tour/changelog'
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 MARK = '⚙'                                     # of such pages in the sidebar
@@ -85,6 +86,14 @@ def defined(c):
         for nm in names:
             if not nm.startswith('_'): yield nm, doc.split('\n')[0].rstrip('.')
 
+def signatures(c):
+    "Functions and classes an exported cell defines -> their arguments in brackets, without types; records without"
+    for n in ast.parse(code(c)).body:
+        if not isinstance(n, ast.FunctionDef): continue
+        for a in ast.walk(n.args):
+            if isinstance(a, ast.arg): a.annotation = None
+        yield n.name, f'({ast.unparse(n.args)})'
+
 def outside(s, fn):
     "Apply `fn` to the markdown `s` outside its fenced blocks"
     out, i = [], 0
@@ -109,10 +118,11 @@ def relative(s):
 class Names:
     "Where every exported name of the pages is defined"
     def __init__(self, nbs=NBS):
-        self.nbs, self.mods, self.at = Path(nbs), {}, defaultdict(list)
+        self.nbs, self.mods, self.at, self.calls = Path(nbs), {}, defaultdict(list), {}
         for f in pages(nbs):
             syms = {k: d for c in cells(f) if exported(c) for k, d in defined(c)}
             if syms: self.mods[module(f)] = (f, syms)
+            self.calls |= {(module(f), k): s for c in cells(f) if exported(c) for k, s in signatures(c)}
             for k in syms: self.at[k].append(module(f))
 
     def find(self, name, here=None):
@@ -155,6 +165,8 @@ def markdown(s, names, f):
 def alternative(c, after):
     "What a picture of cell `c` shows, in words: its option `fig-alt`, or the caption **Figure.** in the cell that follows"
     said = next((o for o in options(c) if o.startswith('fig-alt:')), '').partition(':')[2].strip(' "')
+    drawn = ''.join(''.join(o.get('data', {}).get('image/svg+xml', '')) for o in c.get('outputs', []))
+    if not said and (m := re.search(r'<title>(.*?)</title>', drawn, re.S)): said = html.unescape(m[1])
     below = source(after) if after and after['cell_type'] == 'markdown' else ''
     return said or (re.sub(r'[*`$]', '', below.partition('\n\n')[0]).removeprefix('Figure.').strip() if below.startswith('**Figure.**') else '')
 
@@ -186,6 +198,21 @@ def convert(f, names):
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
 
 
+def head(f, nbs):
+    "Cells that only the site has: the description for search engines, and links to the notebook after the title"
+    rel = f.relative_to(nbs).as_posix()
+    lead = re.search(r'^> ?(.+)', source(next(c for c in cells(f) if c['cell_type'] == 'markdown')), re.M)
+    up = '../'*rel.count('/')
+    at = f"{CFG['branch']}/{CFG['nbs_path']}/{rel}"
+    links = {'Notebook': f'{up}notebooks/{rel}', 'Source': f"{CFG['git_url']}/blob/{at}",
+             'Colab': f"https://colab.research.google.com/github/{CFG['user']}/{CFG['repo']}/blob/{at}",
+             'Binder': f"https://mybinder.org/v2/gh/{CFG['user']}/{CFG['repo']}/{CFG['branch']}?labpath={CFG['nbs_path']}/{rel}"}
+    row = ''.join(f'<a href="{u}"{" download" if k == "Notebook" else ""}>{k}</a>' for k, u in links.items())
+    about = f'```{{eval-rst}}\n.. meta::\n   :description: {lead[1]}\n```' if lead else ''
+    return [dict(cell_type='markdown', id=f'head-{i}', metadata={}, source=s)
+            for i, s in enumerate([about, f'<p class="page-links">{row}</p>']) if s]
+
+
 def document(f, nbs): return (f.relative_to(nbs).parent/stem(f)).as_posix()  # what the site calls a page
 
 def heading(f): return re.search(r'^# (.+)', source(next(c for c in cells(f) if c['cell_type'] == 'markdown')), re.M)[1]
@@ -197,7 +224,7 @@ def api(names):
     md = '# API\n\n> Every name the package exports, page by page.\n'
     for mod, (f, syms) in names.mods.items():
         md += f'\n## {LIB}.{mod}\n\n'
-        md += ''.join(f'- [`{k}`](#{anchor(mod, k)})' + (f' – {d}' if d else '') + '\n' for k, d in syms.items())
+        for k, d in syms.items(): md += f'- [`{k}{names.calls.get((mod, k), "")}`](#{anchor(mod, k)})' + (f' – {d}' if d else '') + '\n'
     return md
 
 
@@ -209,7 +236,7 @@ def sidebar(docs, with_api):
     for doc, (f, _) in docs.items():
         if doc in ('index', *START, *REFERENCE): continue
         kind = ('Open experiments' if doc in OPEN else 'Findings' if part(f) == 'results' else 'How-to' if part(f) in ('recipes', 'tour') else
-                'Engine room' if part(f) == 'lab' or mechanics(f) else 'Method')
+                'Engine room' if part(f) == 'lab' or stem(f) in TOOLS or mechanics(f) else 'Method')
         groups[kind].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
     return {k: v for k, v in groups.items() if v}
 
@@ -221,6 +248,7 @@ def prepare(nbs, dst):
         doc = document(f, nbs)
         if doc in docs: raise ValueError(f'{docs[doc][0].name} and {f.name} would both become {doc}.html; rename one')
         docs[doc] = f, convert(f, names)
+        if doc != 'index': docs[doc][1]['cells'] += head(f, nbs)
     if names.mods: (dst/'api.md').write_text(api(names), encoding='utf-8')
     toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, bool(names.mods)).items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
@@ -268,13 +296,13 @@ def build(out, nbs=NBS):
         return [f'{out} holds something else than a site; move it away first']
     with tempfile.TemporaryDirectory() as d:
         d = Path(d).resolve()
-        src, html = d/'nbs', d/'html'
+        src, site = d/'nbs', d/'html'
         for f in nbs.parent.iterdir():  # what pages link to as ../data/...
             if f.name[0] not in '._' and f not in (nbs, out): (d/f.name).symlink_to(f)
         src.mkdir()
         docs = prepare(nbs, src)
         opts = ['-b', 'html', '-W', '--keep-going', '-q', '-N', '-c', HERE, '-d', d/'trees']
-        cmd = [sys.executable, '-m', 'sphinx', *opts, src, html]
+        cmd = [sys.executable, '-m', 'sphinx', *opts, src, site]
         r = subprocess.run(cmd, capture_output=True, encoding='utf-8', errors='replace', cwd=d,
                            env=os.environ | dict(PYTHONWARNINGS='ignore', PYTHONUTF8='1'))
         if r.returncode:
@@ -284,9 +312,12 @@ def build(out, nbs=NBS):
                 return f"{f} cell {cs[int(m[2])//10_000 - 1]['id'].removeprefix('at-')}"  # how MyST-NB counts lines
             msg = re.sub(rf'{src}/([\w/-]+)\.ipynb(?::(\d+))?', page, r.stderr).replace(f'{src}/', '')
             return [l for l in msg.splitlines() if l.strip()] or [r.stdout]
-        if bad := dead_links(html): return bad
+        for f in pages(nbs):  # as they are in the repository, to download
+            (page := site/'notebooks'/f.relative_to(nbs)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(f, page)
+        if bad := dead_links(site): return bad
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(html, out, ignore=shutil.ignore_patterns('.buildinfo', 'objects.inv'))
+        shutil.copytree(site, out, ignore=shutil.ignore_patterns('.buildinfo', 'objects.inv'))
     return []
 
 

@@ -20,3 +20,6 @@ html_css_files = ['site.css']
 html_copy_source = html_show_sourcelink = html_use_index = False
 pygments_style, pygments_dark_style = 'friendly', 'github-dark'
 mathjax_path = 'mathjax.js'            # MathJax 3.2.2, vendored: the site needs no network
+html_favicon = 'static/favicon.svg'
+myst_html_meta = {'property=og:title': c['lib_name'], 'property=og:description': c['description'],
+                  'property=og:image': f"{c['doc_host']}{c['doc_baseurl']}/_static/card.png", 'property=og:type': 'website'}
