@@ -137,8 +137,8 @@ def test_a_continuous_world_gets_its_form_and_its_chunk(here, tmp_path):
 BAD = {
     'no module': (['train', 'no_worlds:Maze'], 'there is no module no_worlds here: run this in the folder where no_worlds.py lies, or add that folder to PYTHONPATH'),
     'no name': (['train', 'my_worlds:Mase'], "did you mean 'Maze'?"),
-    'no world': (['train', 'my_worlds:SIZE'], 'world is my_worlds:SIZE, but that is no function that makes a World: it is 7'),
-    'another thing': (['train', 'my_worlds:Number'], 'no function that makes a World: it gave 3'),
+    'no world': (['train', 'my_worlds:SIZE'], 'world is my_worlds:SIZE, but that is not a function that makes a World: it is 7'),
+    'another thing': (['train', 'my_worlds:Number'], 'not a function that makes a World: it gave 3'),
     'an argument': (['train', 'my_worlds:Needs'], 'size has no default'),
     'a broken module': (['train', 'broken:Maze'], 'broken cannot be imported: broken.py, line 2: ZeroDivisionError'),
     'its own error': (['train', 'my_worlds:Maze', '--rows', '1'], 'cannot be made with rows 1'),

@@ -292,7 +292,7 @@ MISTAKES = {
     'workers': (broken(step=stepping(lambda s, r, d, t: (s - s.mean(1, keepdim=True), r, d))), 'the next state of a worker depends on other workers'),
     'seeds': (broken(step=stepping(lambda s, r, d, t: (s, r + t[..., 0].mean(0, keepdim=True), d))), 'the reward of a seed depends on other seeds'),
     'late infinity': (broken(step=stepping(lambda s, r, d, t: (s, torch.where(GOOD.family.splits['test'].contains(t), torch.inf, r), d))),
-                      r"the reward is not finite in step 1 of the task \[.*\] of split 'test'"),
+                      r"the reward is not finite in step 0 of the task \[.*\] of split 'test'"),
     'boolean target': (broken(rewards=Rewards('binary', target=lambda r: r == 1)), 'rewards.target is of torch.bool: give torch.float32'),
     'target of a logit': (broken(rewards=Rewards('binary', target=lambda r: 2*r - 1)), "of kind 'binary' a target is from 0 to 1"),
     'imagine': (broken(rewards=Rewards(imagine=lambda out: out.mean())), r'rewards.imagine has the shape \(\)'),
