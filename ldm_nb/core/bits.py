@@ -47,7 +47,7 @@ def affine(
 # %% ../../nbs/core/010_bits.ipynb #00c0de02
 @contextmanager
 def one_thread():
-    "Inside this context torch computes with one thread and collects gradients; afterwards as before"
+    "Inside this context torch computes with one thread and collects gradients; afterwards it restores both"
     before = torch.get_num_threads()
     if before != 1: torch.set_num_threads(1) # for this Python thread only
     try:

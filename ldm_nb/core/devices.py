@@ -17,7 +17,7 @@ _copies = {}
 
 def on(
     device, # device of torch
-    x:Tensor, # a constant, which nobody changes
+    x:Tensor, # a constant; must never be changed
 )->Tensor: # the constant on this device
     "Constant on a device, copied at the first call only"
     if x.device == torch.device(device): return x
@@ -30,7 +30,7 @@ _compiling = ContextVar('compiling', default=False)
 
 @contextmanager
 def compiling(
-    on:bool=True, # are hot functions compiled?
+    on:bool=True, # True: `compilable` functions are compiled
 ):
     "Inside this context, `compilable` functions are compiled"
     token = _compiling.set(on)
@@ -38,7 +38,7 @@ def compiling(
     finally: _compiling.reset(token)
 
 def is_compiling()->bool:
-    "Are hot functions compiled at the moment?"
+    "Whether `compilable` functions are compiled at the moment"
     return _compiling.get()
 
 # %% ../../nbs/core/040_devices.ipynb #8142ad04

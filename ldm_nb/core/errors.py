@@ -18,7 +18,7 @@ class Unable(RuntimeError):
 
 # %% ../../nbs/core/060_errors.ipynb #02b00013
 class RunError(Exception):
-    "Something is wrong with a run folder; the message says what and what to do"
+    "A run folder is wrong; the message says what is wrong and what to do"
     status = 2 # exit status of the command: wrong input
 
 # %% ../../nbs/core/060_errors.ipynb #02b00015

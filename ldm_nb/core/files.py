@@ -25,7 +25,7 @@ def flush(
 def naming(
     path, # path of a file
 ):
-    "Inside this context an `OSError` without a file name, such as that of a full disk, gets this name"
+    "Inside this context an `OSError` without a file name, such as the error of a full disk, gets this name"
     try: yield
     except OSError as e:
         if e.errno and e.filename is None: e.filename = str(path)
@@ -69,7 +69,7 @@ def drop(
 def read_jsonl(
     path, # path of a `.jsonl` file
 )->list: # one dict per line
-    "Read a file of JSON lines without a torn last line; raises `ValueError` if any other line is damaged"
+    "Read a file of JSON lines without an incomplete last line; raises `ValueError` if any other line is damaged"
     lines, out = Path(path).read_bytes().split(b'\n'), []
     for i, l in enumerate(lines, 1):
         try: out += [json.loads(l.decode())] if l.strip() else []
@@ -92,7 +92,8 @@ def append_jsonl(
 
 # %% ../../nbs/core/080_files.ipynb #08f00002
 def whole_number(
-    low:int, high:int, # smallest and largest integer allowed
+    low:int, # smallest integer allowed
+    high:int, # largest integer allowed
 )->tuple: # check; text that says what is allowed
     "Make a check: is it an integer in this range?"
     return lambda x: type(x) is int and low <= x <= high, f'an integer from {low} to {high}'

@@ -105,7 +105,7 @@ def gru(
     p:dict, # parameters from `init_gru`
     x:Tensor, # [S,T,B,I] inputs
     h:Tensor, # [S,B,H] memory before the first step
-    keep:Tensor=None, # [S,T,B] 0 where the memory is set to zero before the step, else 1; None: all 1
+    keep:Tensor=None, # [S,T,B] 0: the memory is set to zero before the step, else 1; None: all 1
 )->Tensor: # [S,T+1,B,H] memory before the first step and after each step
     "GRU along a sequence: equals `gru_loop`, with a faster backward pass"
     return _GRU.apply(x, h, p['w_x'], p['b_x'], p['w_h'], p['b_h'], None if keep is None else keep[..., None])

@@ -15,10 +15,11 @@ from .bits import affine, elementwise, one_thread
 @one_thread()
 def init_linear(
     gens:list, # `S` generators of the stream 'init'
-    n_in:int, n_out:int, # number of inputs, number of outputs
+    n_in:int, # number of inputs
+    n_out:int, # number of outputs
     kind:str='torch', # 'torch': U(+-1/sqrt(n_in)); 'unit': normal columns of length 1; 'small': orthogonal, gain 0.01
 )->dict: # w [S,in,out], b [S,1,out]
-    "Initial parameters of a linear layer, each seed from its own generator; 'unit' and 'small' have zero biases"
+    "Initial parameters of a linear layer, one generator per seed; 'unit' and 'small' have zero biases"
     def one(g):
         k, kw = n_in**-.5, dict(dtype=torch.float32, device=g.device)
         w, b = torch.empty(n_in, n_out, **kw), torch.zeros(1, n_out, **kw)
@@ -97,7 +98,7 @@ def gru_loop(
     p:dict, # parameters from `init_gru`
     x:Tensor, # [S,T,B,I] inputs
     h:Tensor, # [S,B,H] memory before the first step
-    keep:Tensor=None, # [S,T,B] 0 where the memory is set to zero before the step, else 1; None: all 1
+    keep:Tensor=None, # [S,T,B] 0: the memory is set to zero before the step, else 1; None: all 1
 )->Tensor: # [S,T+1,B,H] memory before the first step and after each step
     "GRU along a sequence, naive: one step after another"
     gx, out = gru_inputs(p, x), [h]

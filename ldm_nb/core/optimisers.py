@@ -14,8 +14,8 @@ from .seeds import flat, lift, nest, tree_map
 def gradients(
     loss:Tensor, # [S] loss of each seed
     params:dict, # tree of tensors that collect gradients, from `leaf`
-)->dict: # tree of gradients with the same names; zeros where a tensor was not used
-    "Gradient of each seed's own loss"
+)->dict: # tree of gradients with the same names; zeros if a tensor was not used
+    "Gradient of the loss of each seed"
     leaves = flat(params)
     gs = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
     return nest({k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), gs)})
@@ -73,7 +73,9 @@ def adam(
     grads:dict, # tree of gradients [S,...]
     state:dict, # optimiser moments m, v and t, from `init_moments` or the previous step
     lr:float, # step size eta
-    eps:float=1e-8, b1:float=.9, b2:float=.999, # epsilon, beta_1, beta_2; torch's defaults
+    eps:float=1e-8, # epsilon; torch's default
+    b1:float=.9, # beta_1, decay of m; torch's default
+    b2:float=.999, # beta_2, decay of v; torch's default
 )->tuple: # params, state: after the step
     "One step of Adam (Kingma & Ba 2015), torch's variant"
     t = state['t'] + 1
@@ -88,9 +90,10 @@ def adam(
 def rmsprop(
     params:dict, # tree of parameters [S,...]
     grads:dict, # tree of gradients [S,...]
-    state:dict, # optimiser moments v and t, from `init_moments` or the previous step; m is not used
+    state:dict, # optimiser moments v and t, from `init_moments` or the previous step; m is returned unchanged
     lr:float, # step size eta
-    alpha:float=.99, eps:float=1e-5, # decay of v, epsilon; release: grid config
+    alpha:float=.99, # decay of v; release: grid config
+    eps:float=1e-5, # epsilon; release: grid config
 )->tuple: # params, state: after the step
     "One step of RMSprop, torch's variant (eps outside the root)"
     v = tree_map(lambda v, g: torch.addcmul(v*alpha, g, g, value=1 - alpha), state['v'], grads)

@@ -11,9 +11,9 @@ from functools import wraps
 # %% ../../nbs/core/070_remade.ipynb #00c0de05
 def call(
     make, # a function
-    args:tuple, # its arguments by position
-    kw:dict, # its arguments by name
-): # its result
+    args:tuple, # arguments by position
+    kw:dict, # arguments by name
+): # result of the function
     "Repeat a call"
     return make(*args, **kw)
 

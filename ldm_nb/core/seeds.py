@@ -38,7 +38,7 @@ def draw(
     kind:str, # 'uniform', 'normal' or 'exponential'
     *shape, # shape of one seed's block
 )->Tensor: # [S,*shape]
-    "Draw a block of standard noise, each seed from its own generator"
+    "Draw a block of standard noise, for each seed from the generator of the seed"
     out = torch.empty(len(gens), *shape, dtype=torch.float32, device=gens[0].device)
     for o, g in zip(out, gens):
         getattr(o, kind + '_')(generator=g)
@@ -68,7 +68,7 @@ def set_noise_state(
     gens:dict, # generators by stream, changed in place
     state:dict, # states from `noise_state`, for the same number of seeds
 )->None:
-    "The inverse of `noise_state`: put the generators back into these states"
+    "The inverse of `noise_state`: restore these states of the generators"
     for k, gs in gens.items():
         for g, s in zip(gs, state[k]): g.set_state(s.clone()) # torch 2.13 crashes on a view with an offset
 
@@ -143,7 +143,7 @@ def stack(
 # %% ../../nbs/core/000_seeds.ipynb #ab78f816
 def lift(
     x:Tensor, # [S] one number per seed
-    like:Tensor, # [S,...] tensor that it will meet
+    like:Tensor, # [S,...] tensor with more axes
 )->Tensor: # [S,1,...] with as many axes as `like`
     """Append axes of length 1, so that a number per seed broadcasts against `like`
 
@@ -160,5 +160,5 @@ def choose(
     new:dict, # tree with leaves [S,...]
     old:dict, # tree with the same names
 )->dict: # tree with the same names
-    "For each seed: the leaves of `new` where `ok` is true, else those of `old`"
+    "For each seed: the leaves of `new` if `ok` is true, else the leaves of `old`"
     return tree_map(lambda n, o: torch.where(lift(ok, n), n, o), new, old)

@@ -16,12 +16,13 @@ from .errors import BadInput, known_name
 # %% ../../nbs/core/065_settings.ipynb #65a90007
 def within(
     default, # default value: a number, or a tuple of numbers
-    low:float, high:float, # smallest and largest value allowed
+    low:float, # smallest value allowed
+    high:float, # largest value allowed
 ): # field of a dataclass
     "Setting with a range"
     return field(default=default, metadata=dict(low=low, high=high))
 
-def size(default): return within(default, 1, 65536) # ours: a limit of memory, not advice
+def size(default): return within(default, 1, 65536) # ours: larger sizes do not fit in memory
 
 # %% ../../nbs/core/065_settings.ipynb #65a90008
 def one_of(
@@ -80,7 +81,7 @@ def rules(
     out = {}
     for f in fields(cfg):
         v = getattr(cfg, f.name)
-        kind = float if f.type in (float, 'float') else type(v) # 1 is a float where the field says so
+        kind = float if f.type in (float, 'float') else type(v) # 1 is a float if the field says so
         more = {k: x for k, x in f.metadata.items() if k in Rule._fields}
         out |= rules(v) if is_dataclass(v) else {f.name: Rule(kind, **more)}
     return out
@@ -107,7 +108,7 @@ def of_kind(
     value, # its value, as read from JSON
     rule:Rule, # values that it may have
 ): # the value; a list becomes a tuple
-    "Check the type of a value; raises `BadInput` if it is not that of the setting"
+    "Check the type of a value; raises `BadInput` if the setting has another type"
     if rule.kind is tuple and isinstance(value, (list, tuple)) and all(type(x) is int for x in value):
         return tuple(value)
     if type(value) in ((int, float) if rule.kind is float else (rule.kind,)) and rule.kind is not tuple: return value
@@ -125,7 +126,7 @@ def with_values(
 # %% ../../nbs/core/065_settings.ipynb #65a90016
 def sources(
     cfg, # settings, a dataclass
-)->dict: # name of a setting -> comment beside its field; '' where there is none
+)->dict: # name of a setting -> comment after its field; '' if there is none
     "Meaning and source of each setting, as its comment says"
     out = {}
     for f in fields(cfg):
@@ -133,15 +134,15 @@ def sources(
         if not is_dataclass(v): out[f.name] = about; continue
         defaults = settings(type(v)())
         changed = {k for k, x in settings(v).items() if about and x != defaults[k]}
-        out |= {k: s + f' | here: {about}'*(k in changed) for k, s in sources(v).items()}
+        out |= {k: s + f' | in this method: {about}'*(k in changed) for k, s in sources(v).items()}
     return out
 
 @lru_cache
 def field_comment(
     kind:type, # a dataclass
     name:str, # name of one of its fields
-)->str: # the comment; '' where there is none
-    "Comment beside a field, in this class or in the class that it is inherited from"
+)->str: # the comment; '' if there is none
+    "Comment after a field, in this class or in the class that defines the field"
     for c in kind.__mro__:
         if name not in c.__dict__.get('__annotations__', {}): continue
         try: text = inspect.getsource(c)
@@ -159,7 +160,7 @@ def sourced(
     return {k: (v, where) for k, v in values.items()}
 
 # %% ../../nbs/core/065_settings.ipynb #65a9001c
-ARGUMENT_RANGES = dict.fromkeys(('episodes', 'horizon'), dict(low=1, high=65536)) # ours: a limit of memory
+ARGUMENT_RANGES = dict.fromkeys(('episodes', 'horizon'), dict(low=1, high=65536)) # ours: never empty, fits in memory
 
 @lru_cache # a record is never changed
 def arguments(
@@ -167,7 +168,7 @@ def arguments(
 ): # settings, a dataclass with the default values
     "Arguments of a function as settings; raises `BadInput` if one has no default"
     try: params = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError): raise BadInput(f'{make!r:.60} is no function whose arguments can be read') from None
+    except (TypeError, ValueError): raise BadInput(f'{make!r:.60} is not a function with readable arguments') from None
     out, P = [], inspect.Parameter
     for p in params:
         if p.kind in (P.VAR_POSITIONAL, P.VAR_KEYWORD): continue
@@ -182,11 +183,11 @@ def arguments(
 def argument_comment(
     make, # a function
     name:str, # name of one of its arguments
-)->str: # the comment; '' where there is none
-    "Comment beside an argument of a function"
+)->str: # the comment; '' if there is none
+    "Comment after an argument of a function"
     while hasattr(make, 'func'): make = make.func # the function inside a `partial`
     try: text = inspect.getsource(inspect.unwrap(make))
     except (OSError, TypeError): return ''
-    end = re.search(r'\)\s*(->.*)?:\s*(#.*)?$', text, flags=re.M) # where the list of arguments ends
+    end = re.search(r'\)\s*(->.*)?:\s*(#.*)?$', text, flags=re.M) # end of the list of arguments
     m = re.search(rf'\b{name}\s*(?::[^=#\n]*)?=.*?\s#\s(.*)$', text[:end.end() if end else None], flags=re.M)
     return m[1].strip() if m else ''

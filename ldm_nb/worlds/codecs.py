@@ -35,11 +35,12 @@ _POWERS = torch.tensor([1, 5, 25], device='cpu') # weights of the three moves in
 def walks(
     moves:Tensor, # [5,2] x, y of the moves: stay, up, right, down, left
     size:int, # cells along a side; a goal is stored as `size*x + y`
-    horizon:int, episodes:int, # H, steps of an episode; N, episodes of a task; H*N is a multiple of 3
+    horizon:int, # H, steps of an episode
+    episodes:int, # N, episodes of a task; H*N must be a multiple of 3
     rewards:tuple, # reward off the goal, reward on the goal
 )->Codec: # it unpacks the effective actions
     "Codec of walks on a grid: three moves in a byte, and a byte for the goal"
-    def pack(obs, action, reward, valid, task): # obs [S,T+1,B,3] and task [S,B,2]; the others are not used
+    def pack(obs, action, reward, valid, task): # obs [S,T+1,B,3], task [S,B,2]; the rest follows from these
         S, T, B = obs.shape[0], obs.shape[1] - 1, obs.shape[2]
         cell = obs[:, 1:, :, :2].transpose(1, 2).reshape(S, B, T//horizon, horizon, 2)
         move = cell.diff(dim=3, prepend=torch.zeros_like(cell[..., :1, :])).reshape(S, B, T, 2)

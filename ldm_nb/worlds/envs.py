@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'COLOURS', 'WORLDS', 'spaces', 'reset_options', 'array', 'said', 'checked', 'begin_tasks', 'advance',
-           'one_episode', 'drawing', 'picture', 'Pictures', 'named_world', 'seeded', 'Batch', 'finals', 'fitting',
-           'WorldVectorEnv', 'WorldEnv', 'ImaginedEnv', 'imagined', 'register']
+           'one_episode', 'drawing', 'picture', 'Pictures', 'named_world', 'seeded', 'check_counts', 'Batch', 'finals',
+           'fitting', 'WorldVectorEnv', 'WorldEnv', 'ImaginedEnv', 'imagined', 'register']
 
 # %% ../../nbs/worlds/180_envs.ipynb #80f4e715
 import copy, os
@@ -74,7 +74,7 @@ def array(
 # %% ../../nbs/worlds/180_envs.ipynb #1a15e33e
 def said(
     a:np.ndarray, # any array
-)->str: # at most some 100 characters
+)->str: # about 100 characters at most
     """Description of an array on one short line
 
     ```python
@@ -179,7 +179,13 @@ def picture(
 # %% ../../nbs/worlds/180_envs.ipynb #c880b79d
 class Pictures:
     "Pictures of `n` environments: drawings of a world with cells, renderings of robots"
-    def __init__(self, world, n, trial, mode): # World; environments; True: `N` episodes; render mode or None
+    def __init__(
+        self,
+        world:World, # world of the environments
+        n:int, # number of environments
+        trial:bool, # True: the `N` episodes of a task; False: one episode
+        mode:str, # render mode, or None
+    ):
         self.world, self.trial, self.renderer, self.paths = world, trial, None, [None]*n
         self.camera = None if world.n_cells else camera(world)
         self.modes = ['ansi', 'rgb_array'] if world.n_cells else ['rgb_array'] if self.camera else []
@@ -191,7 +197,12 @@ class Pictures:
     @property
     def metadata(self): return dict(render_modes=self.modes, render_fps=self.fps) # as gymnasium names them
 
-    def follow(self, now, which, before=None): # batch; [n] bool; states before the step, None if an episode begins
+    def follow(
+        self,
+        now:dict, # batch of environments
+        which, # [n] bool, environments to follow
+        before:Tensor=None, # environment states before the step; None: an episode begins
+    ):
         if not (self.mode and self.camera): return
         def torso(state): return parts(self.camera.body, state[:, 0]).torso.numpy()
         new, old = torso(now['state']), None if before is None else torso(before)
@@ -228,24 +239,39 @@ def named_world(
 
 # %% ../../nbs/worlds/180_envs.ipynb #23211a7d
 def seeded(
-    old:list, # n pairs (generator, its seed); None for an environment that has none yet
-    seed, # None: the generators go on; an integer for all; or a list of n
-)->list: # n pairs (generator, its seed)
+    old:list, # n pairs (generator, seed); None for an environment without a generator
+    seed, # None: the generators continue; an integer for all; or a list of n
+)->list: # n pairs (generator, seed)
     "Generators after a reset with a seed"
     n = len(old)
     seeds = list(seed) if np.ndim(seed) else [int(seed) + i if isinstance(seed, Integral) else seed for i in range(n)]
     if len(seeds) != n: raise BadInput(f'one seed or {n} of them, not {len(seeds)}')
     return [o if s is None and o else seeding.np_random(s) for o, s in zip(old, seeds)]
 
+# %% ../../nbs/worlds/180_envs.ipynb #081433df
+def check_counts(
+    **counts, # name of a count, for the message -> value
+)->None:
+    "Check counts; raises `BadInput` if one is not an integer of at least 1"
+    for k, v in counts.items():
+        if not isinstance(v, Integral) or isinstance(v, bool) or v < 1:
+            raise BadInput(f'{k} must be at least 1, and whole, not {v!r}')
+
 # %% ../../nbs/worlds/180_envs.ipynb #081433e0
 class Batch:
     "`n` environments of a world; the base of `WorldEnv` and `WorldVectorEnv`"
-    def __init__(self, world, n, trial, split, render_mode, limit=None): # limit: most steps of an environment
+    def __init__(
+        self,
+        world, # a `World`, its name, or module:name
+        n:int, # number of environments
+        trial:bool, # True: the `N` episodes of a task; False: one episode
+        split:str, # name of the split to draw tasks from
+        render_mode:str, # 'ansi', 'rgb_array' or None
+        limit:int=None, # most steps of an environment; None: as many as the world has
+    ):
         if not isinstance(world, World): world = named_world(world)
         if limit is None: limit = world.steps
-        for k, v in dict(num_envs=n, max_episode_steps=limit).items():
-            if not isinstance(v, Integral) or isinstance(v, bool) or v < 1:
-                raise BadInput(f'{k} must be at least 1, and whole, not {v!r}')
+        check_counts(num_envs=n, max_episode_steps=limit)
         self.pictures = Pictures(world, n, trial, render_mode)
         self.n, self.trial, self.split = n, trial, known_name(split, world.family.splits, 'split')
         self.length = world.steps if trial else world.horizon
@@ -258,7 +284,7 @@ class Batch:
         self.seeded = seeded(self.seeded, seed)
         self.begin(np.ones(self.n, bool), split, task)
 
-    def begin(self, which, split, task=None): # [n] bool, environments that start a task; split to draw from; [n,D]
+    def begin(self, which, split, task=None): # `mask`, `split` and `task` of `begin_tasks`
         new = begin_tasks(self.world, split, [rng for rng, _ in self.seeded], which, task)
         self.now = choose(torch.from_numpy(np.asarray(which)), new, self.now) if self.now else new
         self.pictures.follow(self.now, which)
@@ -279,14 +305,15 @@ class Batch:
         if self.now is None: raise ResetNeeded('call reset() before render()')
         return self.pictures.render(self.now)
 
-    def close(self): # a later call makes both anew
+    def close(self): # a later call makes renderer and simulator again
         self.pictures.close()
         if (s := self.world.simulator) and s.close: s.close()
 
 # %% ../../nbs/worlds/180_envs.ipynb #5a56bf01
 def finals(
     add, # info, info of one environment, its index -> info: gymnasium's `_add_info`
-    obs, info:dict, # [n,...] observations and info before the restart
+    obs, # [n,...] observations before the restart
+    info:dict, # info before the restart, arrays [n,...]
     ended, # [n] bool, the environment ended
 )->dict: # final_obs, final_info
     "Last observations and info of finished environments, for `SAME_STEP`"
@@ -300,7 +327,7 @@ def fitting(
     spec, # gymnasium's entry of an id, or None
     batch:Batch, # the environments
 ): # copy of the entry
-    "Entry with the environment's own time limit; raises `BadInput` if the id would end its tasks too early"
+    "Entry with the time limit of the environment; raises `BadInput` if the id would end its tasks too early"
     limit = spec and spec.id in gym.registry and gym.spec(spec.id).max_episode_steps
     if limit and batch.length > limit:
         raise BadInput(f'{spec.id} ends after {limit} steps, and this world after {batch.length}: '
@@ -321,7 +348,7 @@ class WorldVectorEnv(VectorEnv):
         trial:bool=True, # True: the `N` episodes of a task; False: one episode
         split:str='train', # name of the split to draw tasks from
         render_mode:str=None, # 'ansi' or 'rgb_array'; for robots 'rgb_array' only
-        max_episode_steps:int=None, # to end earlier than the world does
+        max_episode_steps:int=None, # most steps of an environment; None: as many as the world has
         autoreset_mode:AutoresetMode=AutoresetMode.NEXT_STEP, # or SAME_STEP
     ):
         self.batch = Batch(world, num_envs, trial, split, render_mode, max_episode_steps)
@@ -411,9 +438,9 @@ def imagined(
     seed:int=0, # seed of the noise from which the tasks are made
     trial:bool=True, # True: the `N` episodes of a task; False: one episode
 )->ImaginedEnv:
-    "Imagined tasks as a vector environment; raises `BadInput` if the agent's method imagines none"
+    "Imagined tasks as a vector environment; raises `BadInput` if the agent's method imagines no tasks"
     if getattr(agent, 'imagine', None) is None:
-        raise BadInput('this agent imagines no tasks: load one of LDM, such as that in '
+        raise BadInput('this agent imagines no tasks: load an agent of LDM, such as '
                        'data/weights/gridworld-ldm.safetensors')
     return ImaginedEnv(agent.imagine(n, seed), n, trial)
 

@@ -28,7 +28,7 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string('<mujoco/>'), 100)"""
 
 @cache
 def backend()->str:
-    "Module of MuJoCo whose OpenGL works on this machine; `MUJOCO_GL` goes first; raises `Unable` if none works"
+    "Module of MuJoCo whose OpenGL works, or the one that `MUJOCO_GL` names; raises `Unable` if it does not work"
     choice = os.environ.get('MUJOCO_GL', '').lower().strip()
     if choice not in GL + ANY:
         raise Unable(f"MUJOCO_GL={choice} draws nothing: unset it, or set one of {', '.join(GL)}")
@@ -56,7 +56,7 @@ def stage(
     m.mat('MatPlane').texrepeat = m.geom('floor').size[:2] # two squares a repetition; `size` is half a side
     m.geom('floor').rgba = 1
     m.light_diffuse[:], m.vis.headlight.ambient[:], m.vis.headlight.diffuse[:] = .5, .3, .3
-    m.vis.quality.shadowsize = 1024 # instead of 4096: without a GPU, shadows take half of the time
+    m.vis.quality.shadowsize = 1024 # 4096 in gymnasium's model: without a GPU its shadows took half of the drawing time
     return m
 
 # %% ../../nbs/worlds/170_film.ipynb #64a0002a
@@ -68,10 +68,10 @@ class Rod(NamedTuple):
     b:tuple # second point: x, y, z in m
     rgba:tuple # red, green, blue, alpha from 0 to 1
 
-RED, BLUE = (.84, .15, .16, 1), (.12, .47, .71, 1) # colour of the task; colour of what the robot does
+RED, BLUE = (.84, .15, .16, 1), (.12, .47, .71, 1) # of the task; of the path or the velocity of the robot
 
 def trail(
-    torso:np.ndarray, # [l,3] positions of the torso in this episode so far, m
+    torso:np.ndarray, # [t+1,3] positions of the torso in this episode so far, m
 )->list: # Rods
     "Path of the torso on the ground, with a point at every fourth step"
     dots = [(x, y, .01) for x, y, _ in [*torso[:-1:4].tolist(), torso[-1].tolist()]]
@@ -80,7 +80,7 @@ def trail(
 # %% ../../nbs/worlds/170_film.ipynb #64a0002d
 def mark_direction(
     task:np.ndarray, # [1] direction, rad
-    torso:np.ndarray, # [l,3] positions of the torso in this episode so far, m
+    torso:np.ndarray, # [t+1,3] positions of the torso in this episode so far, m
 )->tuple: # list of Rods, text
     "Marks of a direction: an arrow on the ground, from below the torso, and the trail"
     (x, y, _), angle = torso[-1], float(task[0])
@@ -90,7 +90,7 @@ def mark_direction(
 # %% ../../nbs/worlds/170_film.ipynb #64a0003d
 def mark_goal(
     task:np.ndarray, # [2] goal, m
-    torso:np.ndarray, # [l,3] positions of the torso in this episode so far, m
+    torso:np.ndarray, # [t+1,3] positions of the torso in this episode so far, m
 )->tuple: # list of Rods, text
     "Marks of a goal: a disc on the ground, and the trail"
     x, y = map(float, task)
@@ -101,7 +101,7 @@ WINDOW = 11 # steps of the mean; ours: longer than a stride, shorter than a chan
 
 def mark_velocity(
     task:np.ndarray, # [1] velocity, m/s
-    torso:np.ndarray, # [l,3] positions of the torso in this episode so far, m
+    torso:np.ndarray, # [t+1,3] positions of the torso in this episode so far, m
 )->tuple: # list of Rods, text
     "Marks of a velocity: two arrows above the half cheetah, half a metre long for each m/s"
     (x, _, _), xs = torso[-1], torso[-WINDOW - 1:, 0]
@@ -126,7 +126,7 @@ CAMERAS = { # kind of task -> fields of `Camera`, all but `body`
 def camera(
     world:World, # any world
 )->Camera: # or None
-    "How a world is filmed; None if it has no body, or if its tasks are of no kind in `CAMERAS`"
+    "How a world is filmed; None if it has no body, or if the kind of its tasks is not in `CAMERAS`"
     s = world.simulator
     return Camera(s.body, *CAMERAS[s.shown]) if s and s.body and s.shown in CAMERAS else None
 
@@ -175,7 +175,7 @@ def shot(
     r:Renderer, # renderer of the world
     task:Tensor, # [D] task
     state:Tensor, # [n] environment state
-    torso:np.ndarray, # [l,3] positions of the torso in this episode, up to this state, m
+    torso:np.ndarray, # [t+1,3] positions of the torso in this episode, up to this state, m
     note:str='', # first line of the text in the picture
 )->np.ndarray: # [height,width,3] uint8
     "Draw one state"

@@ -61,7 +61,7 @@ def step(
 # %% ../../nbs/worlds/120_gridworld.ipynb #51ac4e40
 def start(
     task:Tensor, # [S,B,2] goals
-    u:Tensor, # uniform noise; not used
+    u:Tensor, # uniform noise; not used, because every episode starts in the corner
 )->Tensor: # [S,B,2] cell (0, 0) for each worker
     "First cell of an episode, the corner"
     return torch.zeros_like(task)

@@ -30,7 +30,7 @@ DIRECTION = Family('ant-dir', ('direction (rad)',), dict(
 SPEEDS = dict(train=((0, .5), (3, 3.5)), test=((.5, 3),), all=((0, 3.5),)) # Table 1; intervals [a, b), m/s
 
 # %% ../../nbs/worlds/140_robot_tasks.ipynb #c00c7ed3
-MARGIN = 1e-5 # ours: least distance of a draw to an end of its interval; rounding to float32 is smaller
+MARGIN = 1e-5 # ours: least distance from a draw to an end of the interval; rounding to float32 is smaller
 
 def sample_intervals(
     u:Tensor, # [...] uniform noise
@@ -56,7 +56,7 @@ def in_intervals(
     x:Tensor, # [...] numbers
     pieces:tuple, # intervals [a, b)
 )->Tensor: # [...] bool
-    "Whether a number lies in one of the intervals"
+    "Whether a number is in one of the intervals"
     return torch.stack([(x >= a) & (x < b) for a, b in pieces]).any(0)
 
 # %% ../../nbs/worlds/140_robot_tasks.ipynb #14000005

@@ -75,7 +75,7 @@ def reward_direction(
 # %% ../../nbs/worlds/160_robots.ipynb #c07b94ce
 def reward_goal(
     task:Tensor, # [S,B,2] goal g, m
-    state:Tensor, # [S,B,n] state before the step; not used
+    state:Tensor, # [S,B,n] state before the step; not used: all rewards have the same arguments
     action:Tensor, # [S,B,8] action of the policy
     after:Tensor, # [S,B,n] state after the step
 )->Tensor: # [S,B] float64
@@ -104,7 +104,7 @@ def upright(
 
 # %% ../../nbs/worlds/160_robots.ipynb #7da0945d
 def failed_steps(
-    healthy:Callable, # observations [...,O+1] -> bool, the agent does not die here; None: no agent can die
+    healthy:Callable, # observations [...,O+1] -> bool, False if the agent dies; None: no agent can die
     horizon:int, # H, steps of an episode
     obs:Tensor, # [S,T,B,O+1] next observation of each step
     end:Tensor, # [S,T,B] bool, the episode ended
@@ -125,15 +125,16 @@ def locomotion(
     family:Family, # tasks in their splits
     body:Body, # ant or half cheetah
     shown:str, # how pictures show a task: 'direction', 'goal' or 'velocity'
-    see:Callable, obs_dim:int, # state -> observation; O, numbers of an observation
+    see:Callable, # state -> observation
+    obs_dim:int, # O, numbers of an observation
     reward:Callable, # task, state, action, next state -> reward
-    healthy:Callable=None, # observation -> bool, the agent does not die here; None: no agent can die
+    healthy:Callable=None, # observation -> bool, False if the agent dies; None: no agent can die
     silent:int=0, # numbers of an observation that are always zero
     contact_forces:bool=False, # does a state contain contact forces?
     episodes:int=EPISODES, # N, episodes of a task
     horizon:int=HORIZON, # H, steps of an episode
 )->World:
-    "World with a body of MuJoCo and a pool of simulations of its own"
+    "World with a body of MuJoCo; it shares no simulations with other worlds"
     pools = Pools()
     def step(state, task, action):
         after, failed = simulate(body, state, action, pools=pools)

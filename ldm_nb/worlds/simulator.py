@@ -112,7 +112,7 @@ def load(
     body:Body, # ant or half cheetah
     contacts:bool=False, # compute contact forces?
 ): # an MjModel
-    "Load the model of a body; raises `FileNotFoundError` or `ValueError` for its file, `Unable` without MuJoCo"
+    "Load the model of a body; raises `FileNotFoundError` or `ValueError` if its file is bad, `Unable` without MuJoCo"
     mujoco = engine()
     path = files('gymnasium')/'envs/mujoco/assets'/body.file
     if not path.is_file():
@@ -170,7 +170,7 @@ class Pools:
         self.idle.clear()
 
 # %% ../../nbs/worlds/150_simulator.ipynb #42d5a0f8
-SKIP, DT = 5, .05 # duration of an action: steps of the simulator; seconds, 5 times 0.01
+SKIP, DT = 5, .05 # duration of an action: 5 steps of the simulator, 0.05 seconds
 RUNAWAY = 1000. # m/s or rad/s, a larger velocity is a failure; ours: motors cannot come near it
 
 def simulate(
@@ -207,7 +207,7 @@ HALF = 2**-25 # half the smallest step of a uniform number in float32
 def start(
     body:Body, # ant or half cheetah
     contacts:bool, # does a state contain contact forces?
-    task:Tensor, # [S,B,D] tasks; only their shape is used
+    task:Tensor, # [S,B,D] tasks; all tasks have the same starts, so only the shape is used
     u:Tensor=None, # [S,B,nq+nv] uniform noise; None: a start without noise
 )->Tensor: # [S,B,n] float64
     "First state of an episode"
@@ -226,7 +226,7 @@ def bare_rate(
     threads:int=1, # native threads
     steps:int=100, # steps of an agent; each is `SKIP` steps of the simulator
 )->float: # steps/s, sum over all simulations, best of three runs
-    "Speed of the simulator by itself"
+    "Speed of the simulator alone"
     k, seconds = body.nq + 2*body.nv, []
     p, gen = engine().batch.Batch(load(body), n, threads), np.random.default_rng(0)
     acts = gen.uniform(-1, 1, (steps, n, body.motors))

@@ -46,7 +46,8 @@ def finite(
 # %% ../../nbs/worlds/100_tasks.ipynb #10019002
 @remade
 def union(
-    a:Split, b:Split, # two splits of one family
+    a:Split, # split of a family
+    b:Split, # another split of the family; tasks that `a` contains are not listed again
 )->Split:
     "All tasks of two splits; a draw comes from one of them, in proportion to the lengths of the fixed lists"
     new = b.tasks[~a.contains(b.tasks)]
@@ -79,8 +80,8 @@ class Family:
         for k in ('train', 'test'):
             if k not in self.splits: raise BadInput(f"{self.name} has no split {k!r}: give 'train' and 'test'")
         if missing := [k for k in ('eval', 'all') if k not in self.splits]:
-            whole = union(self.splits['train'], self.splits['test'])
-            object.__setattr__(self, 'splits', self.splits | dict.fromkeys(missing, whole))
+            both = union(self.splits['train'], self.splits['test'])
+            object.__setattr__(self, 'splits', self.splits | dict.fromkeys(missing, both))
         for a, b in self.disjoint:
             shared = self.splits[b].tasks[self.splits[a].contains(self.splits[b].tasks)]
             if len(shared):
@@ -93,7 +94,7 @@ def check_task(
     task, # D numbers
     split:str='all', # name of the split that must hold the task
 )->Tensor: # [D] float32
-    "The task as a tensor; raises `BadInput` if it has the wrong form or does not belong to the split"
+    "The task as a tensor; raises `BadInput` if it has the wrong form or is not in the split"
     s, D, cols = family.splits[known_name(split, family.splits, 'split')], len(family.columns), family.columns
     try:
         kind = torch.as_tensor(task, device='cpu').dtype
@@ -128,8 +129,8 @@ def identity(x): return x # the default of `target` and `imagine`
 @dataclass(frozen=True)
 class Rewards:
     "Relation between a reward and the decoder's output"
-    kind:str = 'real' # 'binary': the decoder outputs a logit, targets lie in [0,1]; 'real': it outputs the target
-    target:Callable = identity # reward [...] -> float [...], what the decoder predicts
+    kind:str = 'real' # 'binary': the decoder outputs a logit, targets are 0 to 1; 'real': it outputs the target
+    target:Callable = identity # reward [...] -> float [...], the number that the decoder predicts
     imagine:Callable = identity # output of the decoder [...] -> imagined reward r_hat [...]
 
 # %% ../../nbs/worlds/100_tasks.ipynb #10019012
@@ -149,7 +150,7 @@ class Map:
 # %% ../../nbs/worlds/100_tasks.ipynb #10019013
 @dataclass(frozen=True)
 class Goal:
-    "What success is, if the world defines it"
+    "Success in a world, if the world defines it"
     reached:Callable = None # reward [...] -> bool [...], the goal was reached on this step
     ceiling:Callable = None # tasks [K,D] -> [K] best return of an episode for an agent that knows the task
 
@@ -158,7 +159,7 @@ class Goal:
 class Simulator:
     "Fields of a world that a physics simulator computes"
     body:object = None # the moving body, a `Body` of the page simulator; None: no films
-    shown:str = None # how pictures show a task: 'direction' (rad), 'goal' (x, y in m), 'velocity' (m/s); None: not
+    shown:str = None # kind of task, for pictures: 'direction', 'goal' (x, y in m), 'velocity' (m/s); None: another
     lost:Callable = None # obs [S,T,B,O+1], end [S,T,B], earlier steps [S,B] -> [S,T,B] bool, the simulator failed
     bare:Callable = None # workers, threads, steps -> steps/s of the simulator alone, sum over workers
     close:Callable = None # frees the memory of the simulator; the next step allocates it again
@@ -222,10 +223,10 @@ class World(Remade):
     observe:Callable # state -> observation [S,B,O]
     reset_noise:int = 0 # U, uniform random numbers that one start needs
     deaths:bool = False # can an episode end before its horizon?
-    rewards:Rewards = Rewards() # what the decoder predicts of a reward
+    rewards:Rewards = Rewards() # relation between a reward and the output of the decoder
     codec:Codec = None # how finished tasks are stored; None: `plain_floats`
     map:Map = None # cells of the world; None: it has none
-    goal:Goal = Goal() # what success is
+    goal:Goal = Goal() # success, and the best return
     simulator:Simulator = None # the physics simulator; None: the world has none
 
     def __post_init__(self):

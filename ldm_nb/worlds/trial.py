@@ -67,9 +67,10 @@ def step(
 # %% ../../nbs/worlds/130_trial.ipynb #9e8cc6f2
 def renew(
     world:World, # world of the tasks
-    trial:Trial, obs:Tensor, # state of every worker's trial; its observation [S,B,O+1]
+    trial:Trial, # state of every worker's trial
+    obs:Tensor, # [S,B,O+1] observation of every worker
     which:Tensor, # [S,B] bool, the worker starts a new task
-    task:Tensor, # [S,B,D] new tasks; those of the other workers are not used
+    task:Tensor, # [S,B,D] a new task for every worker; not used if `which` is False
     u:Tensor=None, # [S,B,U] uniform noise of the first resets
 )->tuple: # Trial, observation [S,B,O+1]
     "Start a new task in the chosen workers"
