@@ -142,7 +142,7 @@ def test_output_path(check):
               dict(output_type='display_data', metadata={}, data={'text/html': '<a href="/root/x">'})):
         assert 'one machine in the output, /' in check(outputs=[o])[0]
 
-def test_size(check): assert '300 kB, at most 300' in check(size=298_000)[0] and not check(size=289_000)
+def test_size(check): assert 'kB, at most 300' in check(size=300_000)[0] and not check(size=289_000)
 
 def test_number(check):
     "A page lies in the folder of its part and has a number of its own there"
