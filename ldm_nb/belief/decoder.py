@@ -24,8 +24,8 @@ def decode_naive(
     obs:Tensor, # [S,...,O+1] next observations, or whole transitions from `transition_inputs`
     mask:Tensor, # [S,...,E] bool dropout mask of the embedding: False drops a unit
     keep:float, # 1 - p_drop
-)->Tensor: # [S,...] predicted reward; its logit where rewards are binary
-    "Reward of one latent at one next state, as the formula reads"
+)->Tensor: # [S,...] predicted reward; with binary rewards: its logit
+    "Reward of one latent at one next state, written like the formula"
     e = embed(p, obs)*mask/keep
     return linear(p['out'], mlp(p['layers'], torch.cat([m, e], -1)))[..., 0]
 
@@ -34,7 +34,7 @@ def embed(
     p:dict, # parameters of a single-head decoder
     x:Tensor, # [S,...,O+1] next observations, or [S,...,O+1+A+O+1] transitions, from `transition_inputs`
 )->Tensor: # [S,...,E]
-    "Embeddings of next state, action and state before, side by side"
+    "Embeddings of next state, action and state before, in one tensor"
     if 'action' not in p: return torch.relu(linear(p['state'], x))
     after, action, before = x.split([p[k]['w'].shape[1] for k in ('state', 'action', 'state')], -1)
     parts = linear(p['state'], after), linear(p['action'], action), linear(p['state'], before)
@@ -59,14 +59,14 @@ class VAE:
     vae_updates:int = within(2, 0, 1000) # updates per iteration; release: LDM 2, with the half cheetah 1; variBAD with
         # robots 1
     vae_batch:int = size(25) # trajectories per update; release: grid 25, MuJoCo 10
-    kl_weight:float = within(120., 0, 1e9) # weight of the KL terms beside summed reconstruction; release: its mean
-        # over transitions amounts to it
+    kl_weight:float = within(120., 0, 1e9) # weight of the KL terms, with summed reconstruction; release: mean over
+        # transitions, which has the same effect
     posteriors:int = within(0, 0, 10**6) # P, decoded posteriors of a trajectory, scaled up to the full sum; 0: all
         # (release)
     transitions:int = within(0, 0, 10**6) # I, decoded transitions of a posterior, scaled up to the full sum; 0: all
         # (release)
     counted:str = one_of('visits', 'places') # 'visits': an input counts as often as it occurred (paper, release);
-        # 'places': all different inputs of a task count alike
+        # 'places': all distinct inputs of a task count alike
     buffer_size:int = within(100_000, 1, 10**8) # tasks that the buffer has room for; release: grid 100000, MuJoCo 10000
     buffer:str = one_of('ring', 'frozen') # 'ring': the newest tasks; 'frozen': closed once full (as the release
         # executes it)
@@ -78,8 +78,10 @@ TRANSITIONS = ( # setting -> (value in worlds with continuous actions, its sourc
 
 # %% ../../nbs/belief/210_decoder.ipynb #6948662f
 def transition_inputs(
-    cfg:VAE, # settings, for `decoder_inputs`
-    after:Tensor, action:Tensor, before:Tensor, # [...,O+1] next observations, [...,A], [...,O+1] observations before
+    cfg:VAE, # settings of the belief: `decoder_inputs`
+    after:Tensor, # [...,O+1] next observations
+    action:Tensor, # [...,A] actions
+    before:Tensor, # [...,O+1] observations before the step
 )->Tensor: # [...,O+1] or [...,O+1+A+O+1]
     "What the decoder reads of transitions"
     return after if cfg.decoder_inputs == 'next-state' else torch.cat([after, action, before], -1)
@@ -87,8 +89,9 @@ def transition_inputs(
 # %% ../../nbs/belief/210_decoder.ipynb #c3dad3b0
 def init_decoder(
     gens:list, # `S` generators of the stream 'init'
-    cfg:VAE, size:EncoderSize, # settings; units of the embeddings of states and actions
-    world:World, # for O, A and the number of cells
+    cfg:VAE, # settings of the belief
+    size:EncoderSize, # units of the embeddings of states and actions
+    world:World, # gives O, A and the number of cells
 )->dict: # layers, out; single-head: state; if it reads actions: action. Parameters [S,...]
     "Initial parameters of the decoder (torch's default initialisation)"
     n_in, n_out = cfg.latent + embedding(cfg, size), world.n_cells if cfg.decoder == 'multi-head' else 1
@@ -100,7 +103,8 @@ def init_decoder(
 
 # %% ../../nbs/belief/210_decoder.ipynb #c3dad3b1
 def embedding(
-    cfg:VAE, size:EncoderSize, # settings, for what the decoder reads; units of the embeddings
+    cfg:VAE, # settings of the belief; they say what the decoder reads
+    size:EncoderSize, # units of the embeddings of states and actions
 )->int: # E
     "Units of the decoder's embedded inputs"
     if cfg.decoder == 'multi-head': return 0
@@ -108,7 +112,8 @@ def embedding(
 
 # %% ../../nbs/belief/210_decoder.ipynb #2453a046
 def reconstruction_naive(
-    p:dict, kind:str, # parameters of a single-head decoder; 'binary' or 'real' rewards
+    p:dict, # parameters of a single-head decoder
+    kind:str, # kind of rewards: 'binary' or 'real'
     m:Tensor, # [S,B,P,D] latents m_t
     obs:Tensor, # [S,B,I,O+1] next observations s_{i+1}, or whole transitions from `transition_inputs`
     target:Tensor, # [S,B,I] rewards r_{i+1} as the decoder's targets, from a world's `rewards.target`
@@ -144,11 +149,11 @@ def error(
 
 # %% ../../nbs/belief/210_decoder.ipynb #11730b7d
 def distinct_inputs(
-    world:World, # for its map, which numbers the different inputs
-    obs:Tensor, # [S,B,T,O+1] next observations of whole tasks
+    world:World, # its map numbers the distinct inputs; without a map, every step is an input
+    obs:Tensor, # [S,B,T,O+1] next observations of trajectories
     target:Tensor, # [S,B,T] targets
 )->tuple: # inputs [S,B,I,O+1], sums of targets [S,B,I], counts [S,B,I]
-    "Different inputs of each task, the sum of the targets of each, and how often each occurred"
+    "Distinct inputs of each trajectory, the sum of the targets of each, and how often each occurred"
     if not (world.map and world.map.distinct): return obs, target, torch.ones_like(target)
     slots, slot = world.map.distinct(obs)
     zero = target.new_zeros(slots.shape[:-1])
@@ -156,8 +161,10 @@ def distinct_inputs(
 
 # %% ../../nbs/belief/210_decoder.ipynb #11730b81
 def equal_weights(
-    obs:Tensor, target:Tensor, count:Tensor, # inputs [S,B,I,O+1], sums of targets and counts [S,B,I]
-)->tuple: # the same three; all counts above 0 of a task are now equal
+    obs:Tensor, # [S,B,I,O+1] distinct inputs of the decoder
+    target:Tensor, # [S,B,I] sum of the targets of each input
+    count:Tensor, # [S,B,I] how often each input counts
+)->tuple: # obs, target, count; all counts above 0 of a task are equal
     "Let all visited inputs of a task count the same, in sum as often as before"
     once = (count > 0).to(count.dtype)
     each_one = count.sum(-1, keepdim=True)/once.sum(-1, keepdim=True)
@@ -168,7 +175,7 @@ def multi_head_reconstruction(
     p:dict, # parameters of a multi-head decoder
     m:Tensor, # [S,B,P,D] latents
     cell:Tensor, # [S,B,I] number of the cell of each transition
-    target:Tensor, # [S,B,I] 1 where the transition is rewarded, 0 elsewhere
+    target:Tensor, # [S,B,I] 1 if the transition is rewarded, else 0
 )->Tensor: # [S,B] summed over posteriors and transitions
     "Cross entropy of every posterior on every transition, by counting visits"
     out = linear(p['out'], mlp(p['layers'], m)) # [S,B,P,C]

@@ -23,9 +23,10 @@ class EncoderSize:
     reward_embedding:int = size(8) # units of the reward's embedding; release: grid 8, MuJoCo 16
     gru_hidden:int = size(128) # units of the GRU; release: all configs
 
+# %% ../../nbs/belief/200_encoder.ipynb #c2163f45
 def init_encoder(
     gens:list, # `S` generators of the stream 'init'
-    size:EncoderSize, # units of its layers
+    size:EncoderSize, # units of the layers
     obs_dim:int, # O+1, numbers of an observation and the flag
     action_dim:int, # A, numbers of an action
     latent:int, # D, latent dimensions
@@ -39,7 +40,7 @@ def init_encoder(
 
 # %% ../../nbs/belief/200_encoder.ipynb #52a65e6b
 def features(
-    p:dict, # an encoder's parameters
+    p:dict, # parameters of an encoder
     obs:Tensor, # [S,...,O+1] next observations, not scaled
     action:Tensor, # [S,...,A], or [S,...] numbers of discrete actions; not read without an action embedding
     reward:Tensor, # [S,...] rewards shown
@@ -53,7 +54,7 @@ def features(
 
 # %% ../../nbs/belief/200_encoder.ipynb #52a65e6c
 def heads(
-    p:dict, # an encoder's parameters
+    p:dict, # parameters of an encoder
     h:Tensor, # [S,...,H] memory
 )->tuple: # mu, logvar, each [S,...,D]
     "Posterior after the steps in memory; a memory of zeros gives the (learned) prior"
@@ -61,7 +62,7 @@ def heads(
 
 # %% ../../nbs/belief/200_encoder.ipynb #aa9c0a9a
 def joined_layers(
-    p:dict, # an encoder's parameters
+    p:dict, # parameters of an encoder
 )->dict: # embed, gru, heads: parameters of the same network in fewer layers
     "Join the embeddings into one layer, and the layers of mean and log variance into another"
     embed = concat_layers(*(p[k] for k in ('state', 'action', 'reward') if k in p))
@@ -69,8 +70,10 @@ def joined_layers(
 
 # %% ../../nbs/belief/200_encoder.ipynb #aa9c0a97
 def embedded(
-    j:dict, # an encoder's parameters in the form of `joined_layers`
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,...,O+1] next observations, [S,...,A] or [S,...], [S,...] shown
+    j:dict, # parameters of an encoder, from `joined_layers`
+    obs:Tensor, # [S,...,O+1] next observations
+    action:Tensor, # [S,...] or [S,...,A] actions
+    reward:Tensor, # [S,...] rewards shown
 )->Tensor: # [S,...,E]
     "Features of transitions, from the joined form: equal to `features`"
     parts = [obs, reward[..., None]]
@@ -80,7 +83,7 @@ def embedded(
 
 # %% ../../nbs/belief/200_encoder.ipynb #aa9c0a96
 def memory(
-    p:dict, # an encoder's parameters
+    p:dict, # parameters of an encoder
     B:int, # workers
 )->Tensor: # [S,B,H]
     "Memory before the first step of a task: zeros"
@@ -89,8 +92,10 @@ def memory(
 
 # %% ../../nbs/belief/200_encoder.ipynb #aa9c0a9c
 def memories(
-    j:dict, # an encoder's parameters in the form of `joined_layers`
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,T,B,...] next observations, actions, rewards shown
+    j:dict, # parameters of an encoder, from `joined_layers`
+    obs:Tensor, # [S,T,B,O+1] next observations
+    action:Tensor, # [S,T,B] or [S,T,B,A] actions
+    reward:Tensor, # [S,T,B] rewards shown
     h:Tensor, # [S,B,H] memory before the first step
     keep:Tensor=None, # [S,T,B] 1, or 0 at the first step of a task; None: all 1
 )->Tensor: # [S,T+1,B,H] memory before the first step and after each
@@ -99,18 +104,22 @@ def memories(
 
 # %% ../../nbs/belief/200_encoder.ipynb #aa9c0a9b
 def contexts(
-    p:dict, # an encoder's parameters
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,T,B,...] next observations, actions, rewards shown
+    p:dict, # parameters of an encoder
+    obs:Tensor, # [S,T,B,O+1] next observations
+    action:Tensor, # [S,T,B] or [S,T,B,A] actions
+    reward:Tensor, # [S,T,B] rewards shown
     h:Tensor=None, # [S,B,H] memory before the first step; None: zeros, a task begins
-)->Tensor: # [S,T+1,B,2D] mu and logvar side by side, before the first step and after each
+)->Tensor: # [S,T+1,B,2D] mu and logvar of each posterior, before the first step and after each
     "All posteriors of trajectories, as the policy reads them"
     j = joined_layers(p)
     return linear(j['heads'], memories(j, obs, action, reward, memory(p, obs.shape[2]) if h is None else h))
 
 # %% ../../nbs/belief/200_encoder.ipynb #aa9c0a95
 def encode(
-    p:dict, # an encoder's parameters
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,T,B,...] next observations, actions, rewards shown
+    p:dict, # parameters of an encoder
+    obs:Tensor, # [S,T,B,O+1] next observations
+    action:Tensor, # [S,T,B] or [S,T,B,A] actions
+    reward:Tensor, # [S,T,B] rewards shown
     h:Tensor=None, # [S,B,H] memory before the first step; None: zeros, a task begins
 )->tuple: # mu, logvar [S,T+1,B,D], before the first step and after each
     "All posteriors of trajectories, as means and log variances"
@@ -118,9 +127,11 @@ def encode(
 
 # %% ../../nbs/belief/200_encoder.ipynb #6840625a
 def advance(
-    j:dict, # an encoder's parameters in the form of `joined_layers`
+    j:dict, # parameters of an encoder, from `joined_layers`
     h:Tensor, # [S,B,H] memory before the step
-    obs:Tensor, action:Tensor, reward:Tensor, # [S,B,...] next observation, action, reward shown
+    obs:Tensor, # [S,B,O+1] next observation
+    action:Tensor, # [S,B] or [S,B,A] action
+    reward:Tensor, # [S,B] reward shown
 )->Tensor: # [S,B,H] memory after the step
-    "Memory after one more transition"
+    "Memory after the next transition"
     return gru_cell(j['gru'], gru_inputs(j['gru'], embedded(j, obs, action, reward)), h)

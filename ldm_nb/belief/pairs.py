@@ -22,7 +22,7 @@ def decode_pairs(
     p:dict, # parameters of a single-head decoder
     m:Tensor, # [S,B,P,D] latents
     obs:Tensor, # [S,B,I,O+1] next observations
-    mask:Tensor, # bool dropout masks [S,B,P,I,E], or [S,B,1,I,E] shared by the posteriors; None: no dropout
+    mask:Tensor, # [S,B,P,I,E] bool dropout masks, or [S,B,1,I,E] shared by the posteriors; None: no dropout
     keep:float, # 1 - p_drop
 )->Tensor: # [S,B,P,I] outputs of the decoder
     "Decode every latent at every next observation of its trajectory"
@@ -41,8 +41,11 @@ def from_latent(
     return linear(dict(w=F.pad(w, (0, 0, 0, pad)), b=first['b']), F.pad(m, (0, pad)))
 
 def first_layer(
-    p:dict, m:Tensor, obs:Tensor, # parameters; latents [S,B,P,D]; next observations [S,B,I,O+1]
-    mask:Tensor, keep:float, # bool dropout mask [S,B,P or 1,I,E] or None; 1 - p_drop
+    p:dict, # parameters of a single-head decoder
+    m:Tensor, # [S,B,P,D] latents
+    obs:Tensor, # [S,B,I,O+1] next observations
+    mask:Tensor, # [S,B,P or 1,I,E] bool, dropout mask; None: no dropout
+    keep:float, # 1 - p_drop
 )->tuple: # terms from m [S,B,P,W] and from e(s') [S,B,P or 1,I,W]; their sum goes into the ReLU
     "Both terms of the decoder's first layer"
     e = embed(p, obs)[:, :, None] # [S,B,1,I,E]
@@ -54,11 +57,14 @@ def first_layer(
 BLOCK = 16 # ours: posteriors of a block; fixed, so that a sum is rounded alike for any number of seeds
 
 def reconstruction_loop(
-    p:dict, kind:str, # parameters of a single-head decoder; 'binary' or 'real' rewards
+    p:dict, # parameters of a single-head decoder
+    kind:str, # kind of rewards: 'binary' or 'real'
     m:Tensor, # [S,B,P,D] latents
-    obs:Tensor, # [S,B,I,O+1] different inputs
-    target:Tensor, count:Tensor, # [S,B,I] sum of the targets of each input; how often it counts
-    mask:Tensor, keep:float, # bool dropout mask [S,B,P or 1,I,E] or None; 1 - p_drop
+    obs:Tensor, # [S,B,I,O+1] distinct inputs
+    target:Tensor, # [S,B,I] sum of the targets of each input
+    count:Tensor, # [S,B,I] how often each input counts
+    mask:Tensor, # [S,B,P or 1,I,E] bool, dropout mask; None: no dropout
+    keep:float, # 1 - p_drop
     weight:Tensor=None, # [S,B,P] weights of the posteriors; None: all 1
 )->Tensor: # [S] summed over trajectories, posteriors and inputs
     "Error of every posterior on every input, block by block"
@@ -78,8 +84,14 @@ _relu_back = torch.ops.aten.threshold_backward
 
 @partial(compilable, dynamic=True)
 def _block(
-    kind, a, b, target, count, layers, # [G,W,B,1,P], [G,W or E,B,I,1], [G,1,B,I,1 or P] twice, pairs of w and c
-    mask=None, first=None, # with a mask per pair: [G,E,B,I,P] bool; [G,E,W] weight W_e of the first layer
+    kind, # kind of rewards: 'binary' or 'real'
+    a, # [G,W,B,1,P] terms of the posteriors
+    b, # [G,W,B,I,1] terms of the inputs; with a mask per pair: [G,E,B,I,1] embedded inputs
+    target, # [G,1,B,I,1 or P] sum of the targets of each input
+    count, # [G,1,B,I,1 or P] how often each input counts
+    layers, # pairs of w and c
+    mask=None, # with a mask per pair: [G,E,B,I,P] bool
+    first=None, # with a mask per pair: [G,E,W] weight W_e of the first layer
 ):
     "Error [G] of a block of pairs, and its gradients: a [G,W,B,P], b [G,W or E,B,I], w and c of each layer, first"
     if mask is None: h = a + b
@@ -104,10 +116,17 @@ def _block(
 
 # %% ../../nbs/belief/220_pairs.ipynb #bd6c44a4
 def _by_trajectory(
-    kind, a, b, target, count, weight, layers, # [S,B,W,P], [S,B,W or E,I], [S,B,I] twice, [S,B,P] or None; pairs w, c
-    mask=None, first=None, # with a mask per pair: [S,B,E,I,P] bool; [S,E,W] weight W_e of the first layer
+    kind, # kind of rewards: 'binary' or 'real'
+    a, # [S,B,W,P] terms of the posteriors
+    b, # [S,B,W,I] terms of the inputs; with a mask per pair: [S,B,E,I] embedded inputs
+    target, # [S,B,I] sum of the targets of each input
+    count, # [S,B,I] how often each input counts
+    weight, # [S,B,P] weights of the posteriors; None: all 1
+    layers, # pairs of w and c
+    mask=None, # with a mask per pair: [S,B,E,I,P] bool
+    first=None, # with a mask per pair: [S,E,W] weight W_e of the first layer
 ):
-    "Error [S] and gradients, one trajectory after another, of its visited inputs only"
+    "Error [S] and gradients, one trajectory after another, visited inputs only"
     visited = count > 0
     order, n_visited = visited.sort(stable=True, dim=-1, descending=True).indices, visited.sum(-1).tolist()
     b, target, count = b.gather(3, order[:, :, None].expand_as(b)), target.gather(2, order), count.gather(2, order)
@@ -147,12 +166,16 @@ class _Pairs(torch.autograd.Function):
         ga, gb, *grads = (g*lift(grad, g) for g in ctx.saved_tensors)
         return None, ga, gb, None, None, None, None, *grads
 
+# %% ../../nbs/belief/220_pairs.ipynb #bd6c44a9
 def reconstruction(
-    p:dict, kind:str, # parameters of a single-head decoder; 'binary' or 'real' rewards
+    p:dict, # parameters of a single-head decoder
+    kind:str, # kind of rewards: 'binary' or 'real'
     m:Tensor, # [S,B,P,D] latents
-    obs:Tensor, # [S,B,I,O+1] different inputs
-    target:Tensor, count:Tensor, # [S,B,I] sum of the targets of each input; how often it counts
-    mask:Tensor, keep:float, # bool dropout mask [S,B,P or 1,I,E] or None; 1 - p_drop
+    obs:Tensor, # [S,B,I,O+1] distinct inputs
+    target:Tensor, # [S,B,I] sum of the targets of each input
+    count:Tensor, # [S,B,I] how often each input counts
+    mask:Tensor, # [S,B,P or 1,I,E] bool, dropout mask; None: no dropout
+    keep:float, # 1 - p_drop
     weight:Tensor=None, # [S,B,P] weights of the posteriors; None: all 1
 )->Tensor: # [S] summed over trajectories, posteriors and inputs
     "Error of every posterior on every input: equal to `reconstruction_loop`, faster (on a GPU with shared masks only)"

@@ -27,39 +27,41 @@ from .rl2 import RL2_MUJOCO, init, agent, collect
 @dataclass(frozen=True)
 class Mixing:
     "Settings of the mixture of two trajectories"
-    alpha:float = within(.2, .01, 1e3) # of the weights' distribution Beta(alpha, alpha); Wang et al. 2020
-    mixed_at:str = one_of('inputs', 'latents') # 'inputs': before Encoder-p (ours: as the original mixes); 'latents':
-        # behind it
-    supervision:str = one_of('mixed', 'dominant') # advantages and targets: 'mixed', or the 'dominant' worker's; Wang et
-        # al. 2020
+    alpha:float = within(.2, .01, 1e3) # alpha of the distribution Beta(alpha, alpha) of the weights; Wang et al. 2020
+    mixed_at:str = one_of('inputs', 'latents') # 'inputs': before Encoder-p (ours, like the original); 'latents': after
+        # Encoder-p
+    supervision:str = one_of('mixed', 'dominant') # advantages and targets: 'mixed', or of the 'dominant' worker
+        # only; Wang et al. 2020
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e000a7
 @dataclass(frozen=True)
 class Mixreg:
     "Mixreg on RL2"
-    workers:int = within(16, 1, 4096) # B, parallel workers; release: all configs
-    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: those of a task (release, grid)
-    train_split:str = one_of('train', 'all') # tasks trained on
-    memory:str = one_of('carried', 'wiped') # between iterations
-    encoder:EncoderSize = EncoderSize() # of Encoder-p
-    policy:PolicySize = PolicySize() # of actor and critic
-    learner:Learner = Learner() # the policy's update
-    mixing:Mixing = Mixing() # the mixture of tasks
+    workers:int = within(16, 1, 4096) # B, number of workers; release: all configs
+    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: a whole task (release, grid)
+    train_split:str = one_of('train', 'all') # split of the training tasks
+    memory:str = one_of('carried', 'wiped') # memory at the start of an iteration: of the task so far, or zero ('wiped')
+    encoder:EncoderSize = EncoderSize() # sizes of Encoder-p
+    policy:PolicySize = PolicySize() # sizes of actor and critic
+    learner:Learner = Learner() # settings of the policy's update
+    mixing:Mixing = Mixing() # settings of the mixture
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e0000a
 def draw_beta(
     gens:list, # `S` generators
-    alpha:float, # of Beta(alpha, alpha)
-    *shape, # of one seed's numbers
+    alpha:float, # alpha of Beta(alpha, alpha)
+    *shape, # shape of the numbers of one seed
 )->Tensor: # [S,*shape] in [0,1]
-    "Draw Beta variables, each seed's from its own generator"
+    "Draw Beta variables; each seed has a separate generator"
     shapes = torch.full((2, *shape), alpha, dtype=torch.float64, device=gens[0].device)
     a, b = torch.stack([torch._standard_gamma(shapes, generator=g) for g in gens], 1) # [2,S,*shape]
-    return torch.where(a + b > 0, a/(a + b), 1.).float() # a tiny alpha may leave two zeros: unmixed
+    return torch.where(a + b > 0, a/(a + b), 1.).float() # with a tiny alpha both may be 0: unmixed
 
+# %% ../../nbs/methods/730_mixreg.ipynb #73e000b1
 def mixing_noise(
     gens:list, # `S` generators of the stream 'imagination'
-    cfg:Mixing, workers:int, # settings of the mixture; B
+    cfg:Mixing, # settings of the mixture
+    workers:int, # B, number of workers
 )->dict: # partner [S,B] index of a worker; weight [S,B] lambda of the dominant worker, at least 1/2
     "Draw who is mixed with whom, and with which weight"
     partner = draw(gens, 'uniform', workers).argsort(-1)
@@ -70,9 +72,9 @@ def mixing_noise(
 def blend(
     x:Tensor, # [S,T,B,...] any quantity of a rollout
     partner:Tensor, # [S,B] index of each worker's partner
-    weight:Tensor, # [S,T,B] weight of the worker itself; its partner has the rest
+    weight:Tensor, # [S,T,B] weight of the worker; the partner has the rest of 1
 )->Tensor: # [S,T,B,...]
-    "Weighted sum of each worker's values and its partner's"
+    "Weighted sum of the values of each worker and of the partner"
     i = partner.reshape(len(x), 1, -1, *[1]*(x.dim() - 3)).expand_as(x)
     w = weight.reshape(*weight.shape, *[1]*(x.dim() - 3)).to(x.dtype)
     return x*w + x.gather(2, i)*(1 - w)
@@ -80,8 +82,9 @@ def blend(
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00010
 def step_weights(
     end:Tensor, # [S,T,B] bool, an episode ended
-    partner:Tensor, weight:Tensor, # [S,B] index of each worker's partner; [S,B] weights, from `mixing_noise`
-    workers:dict=None, # workers before the iteration, from `first_workers`; None or empty: all tasks begin with it
+    partner:Tensor, # [S,B] index of each worker's partner
+    weight:Tensor, # [S,B] weights, from `mixing_noise`
+    workers:dict=None, # workers before the iteration, from `first_workers`; None or empty: all tasks begin now
 )->Tensor: # [S,T,B]
     "Weight of the dominant worker at each step: 1 from the first episode end that its partner does not share"
     if workers:
@@ -94,9 +97,12 @@ def step_weights(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #610feaf2
 def mixed_experience(
-    cfg, encoder:dict, # settings of Mixreg; parameters of Encoder-p during the rollout
-    exp:Experience, workers:dict, # rollout; workers before the iteration, from `first_workers`
-    partner:Tensor, w:Tensor, # [S,B] index of each worker's partner; [S,T,B] weights, from `step_weights`
+    cfg, # settings of Mixreg
+    encoder:dict, # parameters of Encoder-p during the rollout
+    exp:Experience, # experience of the iteration
+    workers:dict, # workers before the iteration, from `first_workers`
+    partner:Tensor, # [S,B] index of each worker's partner
+    w:Tensor, # [S,T,B] weights, from `step_weights`
 )->Experience: # with mixed observations, rewards and initial memory
     "The rollout as Encoder-p reads it in an update"
     t, h = exp.traj, exp.h
@@ -108,8 +114,10 @@ def mixed_experience(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00024
 def mixed_goal(
-    cfg:Mixing, goal:dict, # settings of the mixture; name -> [S,T*B] targets, from `update_targets`
-    partner:Tensor, w:Tensor, # [S,B] index of each worker's partner; [S,T,B] weights, from `step_weights`
+    cfg:Mixing, # settings of the mixture
+    goal:dict, # name -> [S,T*B] targets, from `update_targets`
+    partner:Tensor, # [S,B] index of each worker's partner
+    w:Tensor, # [S,T,B] weights, from `step_weights`
 )->dict: # name -> [S,T*B]
     "Mixed advantages, targets, old values and, with PPO, old log-probabilities"
     names = ('logp', 'value', 'advantage', 'target') if cfg.supervision == 'mixed' else ('logp', 'value')
@@ -117,18 +125,24 @@ def mixed_goal(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00026
 def at_latents(
-    read:tuple, mix, w:Tensor, # result of `memories_of`; function: x [S,T,B,...], weights -> mixed x; [S,T,B] weights
-)->tuple: # memories and resets, as `memories_of` gives them
+    read:tuple, # memory and keep, from `memories_of`
+    mix, # function: x [S,T,B,...], weights -> mixed x
+    w:Tensor, # [S,T,B] weights
+)->tuple: # memory and keep, like `read`
     "Mix the memory before each step"
     hs, keep = read
     return torch.cat([mix(hs[:, :-1], w), hs[:, -1:]], 1), keep
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00013
 def mixed_steps(
-    workers:dict, mixing:list, # workers before the iteration; noise of each epoch, from `mixing_noise`
-    cfg, state:dict, # settings of Mixreg; state of training
-    exp:Experience, reward:Tensor, # rollout; [S,T,B] rewards from which advantages are computed
-    order:Tensor, names:tuple=POLICY, # [S,...] order of the steps, from `minibatch_order`; networks that learn
+    workers:dict, # workers before the iteration
+    mixing:list, # noise of each epoch, from `mixing_noise`
+    cfg, # settings of Mixreg
+    state:dict, # state of training
+    exp:Experience, # experience of the iteration
+    reward:Tensor, # [S,T,B] rewards from which advantages are computed
+    order:Tensor, # [S,epochs,minibatches,n] transitions of each minibatch, from `minibatch_order`; None: all
+    names:tuple=POLICY, # names of the networks that learn
 )->tuple: # params, opt, metrics (name -> [S])
     "Steps of the optimisers on mixed trajectories"
     params, opt, acted, sums = state['params'], state['opt'], state['params']['encoder'], {}
@@ -151,9 +165,10 @@ def mixed_steps(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e00017
 def draw_noise(
-    cfg:Mixreg, world:World, # settings; world to train on
-    gens:dict, # random number generators, one per seed and stream
-    iteration:int, # not used: every iteration needs as much
+    cfg:Mixreg, # settings
+    world:World, # world to train on
+    gens:dict, # stream -> one generator per seed
+    iteration:int, # not used: the trainer passes it to every method
 )->dict: # noise of an iteration; mixing: one result of `mixing_noise` for each epoch
     "Draw the noise of one iteration"
     mixing = [mixing_noise(gens['imagination'], cfg.mixing, cfg.workers) for _ in range(cfg.learner.epochs)]
@@ -161,10 +176,12 @@ def draw_noise(
 
 # %% ../../nbs/methods/730_mixreg.ipynb #73e0001d
 def update(
-    cfg:Mixreg, world:World, # settings; world to train on
+    cfg:Mixreg, # settings
+    world:World, # world to train on
     state:dict, # state of training, from `init` or `update`
-    exp:Experience, noise:dict, # rollout, from `collect`; noise of the iteration, from `draw_noise`
-    iteration:int, # counted from 0
+    exp:Experience, # experience of the iteration, from `collect`
+    noise:dict, # noise of the iteration, from `draw_noise`
+    iteration:int, # number of the iteration, from 0
 )->tuple: # state, metrics (name -> [S])
     "Update the policy on mixtures of one iteration's trajectories"
     steps = partial(mixed_steps, state['workers'], noise['mixing'])

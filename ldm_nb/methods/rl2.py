@@ -25,14 +25,14 @@ from ..training.trainer import Method, Stage
 @dataclass(frozen=True)
 class RL2:
     "RL2"
-    workers:int = within(16, 1, 4096) # B, parallel workers; release: all configs
-    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: those of a task (release, grid)
-    train_split:str = one_of('train', 'all') # tasks trained on; 'all' makes the oracle
-    memory:str = one_of('carried', 'wiped') # between iterations; 'wiped': every iteration begins without (release:
-        # RL2, MuJoCo)
-    encoder:EncoderSize = EncoderSize() # of Encoder-p
-    policy:PolicySize = PolicySize() # of actor and critic
-    learner:Learner = Learner() # the policy's update
+    workers:int = within(16, 1, 4096) # B, number of workers; release: all configs
+    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: a whole task (release, grid)
+    train_split:str = one_of('train', 'all') # split of the training tasks; 'all' makes the oracle
+    memory:str = one_of('carried', 'wiped') # memory at the start of an iteration: of the task so far, or zero ('wiped';
+        # release: RL2, MuJoCo)
+    encoder:EncoderSize = EncoderSize() # sizes of Encoder-p
+    policy:PolicySize = PolicySize() # sizes of actor and critic
+    learner:Learner = Learner() # settings of the policy's update
 
 # %% ../../nbs/methods/700_rl2.ipynb #3aa4bbb7
 MUJOCO_PIECES = CONTINUOUS | sourced('release: MuJoCo', chunk=200, action_embedding=16, reward_embedding=16)
@@ -43,7 +43,8 @@ RL2_MUJOCO = MUJOCO_PIECES | sourced( # setting -> value and source
 
 # %% ../../nbs/methods/700_rl2.ipynb #7553b3af
 def init(
-    cfg:RL2, world:World, # settings; the world, for the sizes of observations and actions
+    cfg:RL2, # settings
+    world:World, # gives the sizes of observations and actions
     gens:dict, # stream -> one generator per seed, from `generators`
 )->dict: # params, opt, stats, workers: trees of tensors [S,...]
     "Initial networks and optimiser moments of every seed"
@@ -55,27 +56,31 @@ def init(
 
 # %% ../../nbs/methods/700_rl2.ipynb #7553b3b5
 def agent(
-    cfg, state:dict, # settings of a method with `policy` and `learner`; from `init` or `update`
+    cfg, # settings of a method, with `policy` and `learner`
+    state:dict, # state of training, from `init` or `update`
     greedy:bool=False, # the most likely action instead of a sample
 )->Agent:
-    "The agent of the present networks"
+    "The agent of the networks in `state`"
     p = acting_networks(state['params'], greedy)
     normal = partial(standardised, state['stats']['seen']) if cfg.learner.scale_observations else None
     return recurrent_agent(p['encoder'], p['heads'], cfg.policy.state_conditioned, greedy, normal)
 
 # %% ../../nbs/methods/700_rl2.ipynb #630c9b96
 def draw_noise(
-    cfg:RL2, world:World, # settings; the world, for the length of a task and the noise of its resets
+    cfg:RL2, # settings
+    world:World, # gives the length of a task and the size of the noise of its resets
     gens:dict, # stream -> one generator per seed
-    iteration:int, # counted from 0; not used, since every iteration needs as much
+    iteration:int, # not used: the trainer passes it to every method
 )->dict: # noise named task, action, reset, order, from `experience_noise`
     "Draw all noise of an iteration"
     return experience_noise(cfg, world, gens)
 
 # %% ../../nbs/methods/700_rl2.ipynb #630c9b99
 def collect(
-    cfg:RL2, world:World, # settings; the world to act in
-    state:dict, noise:dict, # from `init` or `update`; from `draw_noise`
+    cfg:RL2, # settings
+    world:World, # where the workers act
+    state:dict, # state of training, from `init` or `update`
+    noise:dict, # noise of the iteration, from `draw_noise`
 )->Experience:
     "The rollout of an iteration: one task on every worker, or `chunk` steps"
     h = initial_memory(cfg, state['params']['encoder'], state['workers'])
@@ -83,10 +88,12 @@ def collect(
 
 # %% ../../nbs/methods/700_rl2.ipynb #810baa65
 def update(
-    cfg:RL2, world:World, # settings; the world, for its number of episodes
-    state:dict, # from `init` or `update`
-    exp:Experience, noise:dict, # from `collect`; from `draw_noise`
-    iteration:int, # counted from 0
+    cfg:RL2, # settings
+    world:World, # gives the number of episodes
+    state:dict, # state of training, from `init` or `update`
+    exp:Experience, # experience of the iteration, from `collect`
+    noise:dict, # noise of the iteration, from `draw_noise`
+    iteration:int, # number of the iteration, from 0
     steps=policy_steps, # cfg, state, exp, reward, order, names -> params, opt, metrics: the optimisers' steps
 )->tuple: # state, metrics (name -> [S])
     "Update Encoder-p, actor and critic from the rollout of an iteration"

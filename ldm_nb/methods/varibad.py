@@ -31,15 +31,16 @@ from .rl2 import MUJOCO_PIECES, agent, collect
 def one_latent(
     cfg, # settings of a method with `policy` and `vae`
 )->None:
-    "Raises `BadInput` where the policy's latent and the belief's have different sizes"
+    "Raises `BadInput` if `policy_latent` and `latent` differ"
     D, L = cfg.policy.policy_latent, cfg.vae.latent
-    if D != L: raise BadInput(f'policy_latent is {D}, latent is {L}: they are one latent here, give both one size')
+    if D != L: raise BadInput(f'policy_latent is {D}, latent is {L}: variBAD has one latent, give both one size')
 
 # %% ../../nbs/methods/710_varibad.ipynb #4ce19e08
 def one_step(
-    cfg, world=None, # settings of variBAD; not used
+    cfg, # settings of variBAD
+    world=None, # not used: the trainer calls `check` with a world
 )->None:
-    "Raises `BadInput` where settings do not fit the encoder's loss"
+    "Raises `BadInput` if settings do not fit the loss of the encoder"
     L, joint = cfg.learner, cfg.encoder_loss == 'joint'
     if joint and (U := cfg.vae.vae_updates) != 1:
         raise BadInput(f'vae_updates is {U}: variBAD takes one joint step an iteration')
@@ -47,22 +48,22 @@ def one_step(
         raise BadInput('encoder_loss is joint: that is one step on whole tasks, set it to elbo, '
                        'or chunk to 0 and epochs to 1')
     if not joint and (lr := L.encoder_lr) not in (Learner().encoder_lr, 1e-3):
-        raise BadInput(f'encoder_lr is {lr}: set vae_lr, here the ELBO alone trains the encoder')
+        raise BadInput(f'encoder_lr is {lr}: set vae_lr instead, only the ELBO trains the encoder')
 
 # %% ../../nbs/methods/710_varibad.ipynb #4ce19e06
 @dataclass(frozen=True)
 class VariBAD:
     "variBAD"
-    workers:int = within(16, 1, 4096) # B, parallel workers; release: all configs
-    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: those of a task (release, grid)
-    train_split:str = one_of('train', 'all') # tasks trained on; 'all' makes the oracle
-    memory:str = one_of('carried', 'wiped') # between iterations (release)
+    workers:int = within(16, 1, 4096) # B, number of workers; release: all configs
+    chunk:int = within(0, 0, 65536) # T, steps of an iteration; 0: a whole task (release, grid)
+    train_split:str = one_of('train', 'all') # split of the training tasks; 'all' makes the oracle
+    memory:str = one_of('carried', 'wiped') # memory at the start of an iteration: of the task so far (release), or zero
     precollect:int = within(5000, 0, 10**12) # frames collected before the first update; release: variBAD, grid
-    encoder_loss:str = one_of('joint', 'elbo') # what trains the encoder: 'joint': the policy's loss too (release,
-        # grid); 'elbo': the ELBO alone (release, MuJoCo)
-    encoder:EncoderSize = EncoderSize() # of the one encoder
-    policy:PolicySize = PolicySize(policy_layers=(32, 32)) # its latent is the VAE's; release: variBAD, grid
-    learner:Learner = Learner(encoder_lr=1e-3) # the encoder's step size is the VAE's; release: variBAD, grid
+    encoder_loss:str = one_of('joint', 'elbo') # losses that train the encoder: 'joint': policy and ELBO (release,
+        # grid); 'elbo': only the ELBO (release, MuJoCo)
+    encoder:EncoderSize = EncoderSize() # sizes of the encoder
+    policy:PolicySize = PolicySize(policy_layers=(32, 32)) # same latent as `vae`; release: variBAD, grid
+    learner:Learner = Learner(encoder_lr=1e-3) # same step size as `vae`; release: variBAD, grid
     vae:VAE = VAE(decoder='multi-head', p_drop=0., vae_updates=1, kl_weight=1.) # release: variBAD, grid
 
     def __post_init__(self): one_latent(self)
@@ -77,7 +78,8 @@ MUJOCO = MUJOCO_PIECES | TRANSITIONS | ( # setting -> value and source
 BELIEF = 'encoder', 'decoder'
 
 def init(
-    cfg:VariBAD, world:World, # settings; the world, for the sizes of observations and actions
+    cfg:VariBAD, # settings
+    world:World, # gives the sizes of observations and actions
     gens:dict, # stream -> one generator per seed, from `generators`
 )->dict: # params, opt, stats, workers: trees of tensors [S,...]; buffer [S,size,C] uint8
     "Initial networks, optimiser moments and an empty buffer of every seed"
@@ -92,9 +94,10 @@ def init(
 
 # %% ../../nbs/methods/710_varibad.ipynb #31145e1a
 def draw_noise(
-    cfg:VariBAD, world:World, # settings; the world, for the length of a task
+    cfg:VariBAD, # settings
+    world:World, # gives the length of a task
     gens:dict, # stream -> one generator per seed
-    iteration:int, # counted from 0; it determines how many tasks are stored
+    iteration:int, # number of the iteration, from 0; determines how many tasks are stored
 )->dict: # noise of tasks and actions, and of the ELBO (store, vae); vae is empty before `precollect` frames
     "Draw all noise of an iteration"
     n, enough = experience_noise(cfg, world, gens), (iteration + 1)*frames_of(cfg, world) >= cfg.precollect
@@ -103,10 +106,12 @@ def draw_noise(
 # %% ../../nbs/methods/710_varibad.ipynb #a762d576
 @torch.enable_grad()
 def joint_step(
-    cfg:VariBAD, world:World, # settings; the world, whose codec unpacks tasks
-    state:dict, exp:Experience, # from `init` or `update`; the rollout of the iteration
-    reward:Tensor, # [S,T,B] rewards as the policy sees them, scaled where a setting asks for it
-    codes:Tensor, # [S,B,C] uint8, packed tasks from the buffer
+    cfg:VariBAD, # settings
+    world:World, # its codec unpacks stored tasks
+    state:dict, # state of training, from `init` or `update`
+    exp:Experience, # experience of the iteration, from `collect`
+    reward:Tensor, # [S,T,B] rewards for the policy, scaled if a setting says so
+    codes:Tensor, # [S,B,C] uint8, packed trajectories from the buffer
     noise:dict, # noise of the ELBO, from `vae_noise`
 )->tuple: # params, opt, metrics (name -> [S])
     "One step on the sum of both losses"
@@ -123,10 +128,12 @@ def joint_step(
 
 # %% ../../nbs/methods/710_varibad.ipynb #9ebe1203
 def learn_policy(
-    cfg:VariBAD, world:World, # settings; the world, whose codec packs tasks
-    state:dict, # from `init` or `update`
-    exp:Experience, noise:dict, # from `collect`; from `draw_noise`
-    iteration:int, # counted from 0
+    cfg:VariBAD, # settings
+    world:World, # its codec packs trajectories
+    state:dict, # state of training, from `init` or `update`
+    exp:Experience, # experience of the iteration, from `collect`
+    noise:dict, # noise of the iteration, from `draw_noise`
+    iteration:int, # number of the iteration, from 0
 )->tuple: # state, metrics (name -> [S])
     "The joint step, or the steps of actor and critic"
     reward, changed, metrics = after_rollout(cfg, world, state, exp, cfg.workers, cfg.workers)
@@ -142,12 +149,14 @@ def learn_policy(
 
 # %% ../../nbs/methods/710_varibad.ipynb #9ebe1204
 def learn_belief(
-    cfg:VariBAD, world:World, # settings; the world, whose codec unpacks tasks
-    state:dict, # from `init` or `update`
-    exp:Experience, noise:dict, # from `collect`; from `draw_noise`
-    iteration:int, # counted from 0; not used
+    cfg:VariBAD, # settings
+    world:World, # its codec unpacks stored tasks
+    state:dict, # state of training, from `init` or `update`
+    exp:Experience, # experience of the iteration, from `collect`
+    noise:dict, # noise of the iteration, from `draw_noise`
+    iteration:int, # not used: the trainer passes it to every stage
 )->tuple: # state, metrics (name -> [S])
-    "The steps of encoder and decoder on the ELBO alone; none with the joint loss"
+    "Steps of encoder and decoder on the ELBO only; none with the joint loss"
     if cfg.encoder_loss == 'joint': return state, {}
     params, opt, tasks = state['params'], state['opt'], state['stats']['tasks'] if cfg.chunk else None
     belief = {k: params[k] for k in BELIEF}, opt['belief'], state['buffer']
@@ -160,7 +169,7 @@ update = in_turn(STAGES)
 # %% ../../nbs/methods/710_varibad.ipynb #bdb333f1
 def network(
     cfg:VariBAD, # settings
-    state:dict, # from `init` or `update`
+    state:dict, # state of training, from `init` or `update`
 )->tuple: # parameters of encoder and decoder, settings of the VAE
     "The latent dynamics network, for pictures"
     return state['params']['encoder'], state['params']['decoder'], cfg.vae

@@ -17,7 +17,7 @@ from ..belief.decoder import VAE, decode_naive, transition_inputs
 
 # %% ../../nbs/mixture/400_mixture.ipynb #05bfbb38
 def mixture_weights(
-    e:Tensor, # [S,M,D,n] standard exponential noise (D = 1: one weight per worker, as Eq. (1) reads)
+    e:Tensor, # [S,M,D,n] standard exponential noise (D = 1: one weight per worker, as in Eq. (1))
     beta:float, # degree of extrapolation; with 1 no weight is negative
 )->Tensor: # [S,M,D,n] alpha, summing to 1 over n
     """Draw the weights of Eq. (1): a flat Dirichlet, stretched by `beta` about the equal weights 1/n
@@ -67,7 +67,7 @@ class Mixture:
 def normal_workers(
     cfg, # settings of a method, with `workers` and `mixture`
 )->int: # n
-    "Number of workers that are shown true rewards; raises `BadInput` where none is left"
+    "Number of workers that are shown true rewards; raises `BadInput` if none is left"
     M, B = cfg.mixture.mixture_workers, cfg.workers
     if B < 1: raise BadInput(f'workers is {B}: there must be at least one')
     rest = f'at least one of the {B} workers' if B > 1 else 'the only worker'
@@ -87,10 +87,10 @@ def mixture_noise(
     gens:list, # `S` generators of the stream 'imagination'
     cfg:Mixture, # settings of the mixture
     vae:VAE, # settings of the latent dynamics network: latent dimensions and dropout
-    T:int, # steps that get noise of their own
+    T:int, # steps with separate noise; 1: the same noise at all steps
     normal:int, # n
     embedding:int, # E, units of the decoder's embedded inputs
-    begins:tuple=(), # (T,) where a mixture may begin at any step
+    begins:tuple=(), # (T,) if a mixture may begin at any step
 )->dict: # e [S,*begins,M,D or 1,n]; eps [S,T,n,D], None for means; mask [S,T,M,E] bool, None without dropout
     "Draw the Dirichlet, posterior and dropout noise of one iteration's imagined tasks"
     M, D = cfg.mixture_workers, weight_dims(cfg, vae)

@@ -48,7 +48,7 @@ class Learner:
     task_end:str = one_of('terminal', 'bootstrap') # value after the last step of a task. 'terminal': 0 (release, grid);
         # 'bootstrap': the critic's value, but 0 after a death in the last episode
     episode_end:str = one_of('bridge', 'cut') # 'bridge': advantages reach across the episodes of a task; 'cut': not
-        # where an episode ends by time (release, MuJoCo)
+        # if an episode ends by time (release, MuJoCo)
     skip_first_update:bool = False # leave out the first policy update (as the release executes it; an accident)
     average:float = within(0., 0, .99999) # decay of a running average of actor, critic and Encoder-p, one step per
         # iteration, with which evaluations act; 0: they act with the newest networks (paper, release)
@@ -86,8 +86,8 @@ def backwards(
 # %% ../../nbs/policy/310_onpolicy.ipynb #7a007969
 def advantages(
     cfg:Learner, # settings of the learner: `gamma`, `gae_lambda`, `task_end`, `episode_end`
-    traj, # rollout; fields `end`, `done` and `died` [S,T,B] bool: did an episode, a task, the robot end here?
-    reward:Tensor, # [S,T,B] rewards shown, scaled where the settings say so
+    traj, # rollout: `end`, `done`, `died` [S,T,B] bool: at this step an episode ends, the task ends, the robot died
+    reward:Tensor, # [S,T,B] rewards shown, scaled if the settings say so
     before:Tensor, # [S,T,B] value V before each step
     after:Tensor, # [S,T,B] value V+ after each step
 )->Tensor: # [S,T,B] A
@@ -118,7 +118,7 @@ def losses(
     cfg:Learner, # settings of the learner
     logp:Tensor, # [S,n] log-probabilities of the policy in training
     value:Tensor, # [S,n] values of the critic in training
-    entropy:Tensor, # [S,n] entropy of the policy, or [S] where it is the same at all steps
+    entropy:Tensor, # [S,n] entropy of the policy, or [S] if it is the same at all steps
     targets:dict, # advantage, target (R), value (V_old) and, for ratios, logp of the rollout: constants [S,n]
 )->dict: # policy, value, entropy: [S] each
     "Policy loss, value loss and negative entropy, for A2C and for PPO"
@@ -141,7 +141,7 @@ def loss_weights(
 def memories_of(
     encoder:dict, # parameters of Encoder-p, which collect gradients
     exp, # experience: rollout `traj`, and memory `h` [S,B,H] before it or None
-)->tuple: # memory before the first step and after each [S,T+1,B,H]; keep [S,T,B], 0 where a task begins, or None: all 1
+)->tuple: # memory before the first step and after each [S,T+1,B,H]; keep [S,T,B], 0 if a task begins, or None: all 1
     "Memory along a rollout: Encoder-p reads it again"
     t, h = exp.traj, exp.h
     if h is None: h, keep = memory(encoder, t.reward.shape[2]), None
@@ -152,7 +152,7 @@ def memories_of(
 def memory_before(
     read:tuple, # memory and keep, from `memories_of`
 )->Tensor: # [S,T*B,H]
-    "Memory before each step, zero where a task begins"
+    "Memory before each step, zero before the first step of a task"
     hs, keep = read
     return flat_rows(hs[:, :-1] if keep is None else hs[:, :-1]*keep[..., None])
 
@@ -161,9 +161,9 @@ def flat_rows(x): return x.flatten(1, 2) # [S,T,B,...] -> [S,T*B,...], step by s
 # %% ../../nbs/policy/310_onpolicy.ipynb #af627352
 def policy_observations(
     cfg, # settings of a method, with `policy` and `learner`
-    stats:dict, # running mean and variance; `seen` those of observations
+    stats:dict, # running mean and variance of observations: `seen`
     obs:Tensor, # [S,T,B,O+1] observations of a rollout
-)->Tensor: # [S,T*B,O+1]; None where actor and critic see no observations
+)->Tensor: # [S,T*B,O+1]; None: actor and critic see no observations
     "Observations as actor and critic see them"
     if not cfg.policy.state_conditioned: return None
     return flat_rows(standardised(stats['seen'], obs) if cfg.learner.scale_observations else obs)
@@ -172,7 +172,7 @@ def policy_observations(
 def outputs(
     cfg, # settings of a method, with `policy` and `learner`
     p:dict, # parameters of `encoder` and `heads`
-    stats:dict, # running mean and variance; {} where nothing is scaled
+    stats:dict, # running mean and variance; {}: nothing is scaled
     traj, # rollout
     read:tuple, # memory and keep, from `memories_of`
     rows:Tensor=None, # [S,n] indices of transitions, t*B + b; None: all of them
@@ -191,9 +191,9 @@ def outputs(
 
 def take_rows(
     x:Tensor, # [S,T*B,...] one row per transition
-    rows:Tensor, # [S,n] indices of rows
+    rows:Tensor, # [S,n] indices of rows, other ones for each seed
 )->Tensor: # [S,n,...]
-    "Rows with these indices, for each seed its own"
+    "Rows with these indices"
     return x.gather(1, rows.reshape(*rows.shape, *[1]*(x.dim() - 2)).expand(*rows.shape, *x.shape[2:]))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #186ef02d
@@ -201,10 +201,10 @@ def take_rows(
 def update_targets(
     cfg, # settings of a method, with `policy` and `learner`
     p:dict, # parameters of `encoder` and `heads` that acted
-    stats:dict, # running mean and variance; {} where nothing is scaled
+    stats:dict, # running mean and variance; {}: nothing is scaled
     exp, # experience: rollout `traj`, and memory `h` before it or None
-    reward:Tensor, # [S,T,B] rewards shown, scaled where the settings say so
-    read:tuple=None, # memory and keep, from `memories_of` with these networks; needed where values are recomputed
+    reward:Tensor, # [S,T,B] rewards shown, scaled if the settings say so
+    read:tuple=None, # memory and keep, from `memories_of` with these networks; needed if values are recomputed
 )->dict: # advantage, target, value, and logp if recomputed: [S,T*B] each
     "Constants of an update: advantages, targets of the critic, and outputs of the networks that acted"
     t, value, after, logp = exp.traj, exp.traj.value, exp.traj.next_value, {}
@@ -224,10 +224,11 @@ def normalised(
     "Numbers of each seed, scaled to mean 0 and standard deviation 1"
     return (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-5) # release
 
+# %% ../../nbs/policy/310_onpolicy.ipynb #aa6943f5
 def policy_advantages(
     cfg:Learner, # settings of the learner: `scale_advantages`
     targets:dict, # advantage, target, value: from `update_targets`
-)->dict: # the same with normalised advantages, where the settings say so
+)->dict: # targets, with normalised advantages if the settings say so
     "Normalise the advantages of an update"
     return targets | dict(advantage=normalised(targets['advantage'])) if cfg.scale_advantages else targets
 
@@ -236,7 +237,7 @@ def minibatch_order(
     gens:list, # `S` generators
     cfg:Learner, # settings of the learner: `shuffled`, `epochs`, `minibatches`
     transitions:int, # T*B, a multiple of the number of minibatches
-)->Tensor: # [S,epochs,minibatches,n] indices of transitions, t*B + b; None where nothing is shuffled
+)->Tensor: # [S,epochs,minibatches,n] indices of transitions, t*B + b; None: nothing is shuffled
     "Draw the transitions of each minibatch"
     if not cfg.shuffled: return None
     order = draw(gens, 'uniform', cfg.epochs, transitions).argsort(-1)
@@ -261,7 +262,7 @@ def optimiser_steps(
 def policy_losses(
     cfg, # settings of a method, with `policy` and `learner`
     p:dict, # parameters of `encoder` and `heads`, which collect gradients
-    stats:dict, # running mean and variance; {} where nothing is scaled
+    stats:dict, # running mean and variance; {}: nothing is scaled
     traj, # rollout
     targets:dict, # advantage, target, value, logp: from `update_targets`
     read:tuple, # memory and keep, from `memories_of` with these parameters
@@ -279,9 +280,9 @@ POLICY = 'encoder', 'heads' # networks of the policy: Encoder-p; actor and criti
 @torch.enable_grad()
 def policy_steps(
     cfg, # settings of a method, with `policy` and `learner`
-    state:dict, # state of a method: `params`, `opt` and, where something is scaled, `stats`
+    state:dict, # state of a method: `params`, `opt` and, if something is scaled, `stats`
     exp, # experience: rollout `traj`, and memory `h` before it or None
-    reward:Tensor, # [S,T,B] rewards shown, scaled where the settings say so
+    reward:Tensor, # [S,T,B] rewards shown, scaled if the settings say so
     order:Tensor=None, # [S,epochs,minibatches,n] transitions of each minibatch, from `minibatch_order`; None: all
     names:tuple=POLICY, # networks that learn
     targets:dict=None, # advantage, target, value, logp: from `update_targets`; None: computed at the first step
@@ -307,7 +308,7 @@ def policy_steps(
 def with_average(
     cfg:Learner, # settings of the learner: `average`
     params:dict, # parameters, among them `encoder` and `heads`
-)->dict: # params, with `mean` where the settings ask for an average
+)->dict: # params, with `mean` if the settings ask for an average
     "Add a running average, equal to the networks at first"
     return params | dict(mean=tree_map(torch.clone, {k: params[k] for k in POLICY})) if cfg.average else params
 
@@ -316,7 +317,7 @@ def update_average(
     cfg:Learner, # settings of the learner: `average`, the decay
     params:dict, # parameters after the steps of an iteration
 )->dict: # params
-    "Move the running average towards the newest networks, where there is an average"
+    "Move the running average towards the newest networks, if there is one"
     if 'mean' not in params: return params
     return params | dict(mean=polyak(params['mean'], {k: params[k] for k in POLICY}, cfg.average))
 
@@ -325,5 +326,5 @@ def acting_networks(
     params:dict, # parameters, among them `encoder` and `heads`
     greedy:bool, # does the agent take the most likely action?
 )->dict: # encoder, heads
-    "Networks that act: a greedy agent takes the running average, where there is one"
+    "Networks that act: a greedy agent takes the running average, if there is one"
     return params.get('mean', params) if greedy else params

@@ -27,7 +27,7 @@ from ..belief.encoder import joined_layers, advance, memory
 def policy(
     p:dict, # parameters of actor and critic
     context:Tensor, # [S,...,2D] mu and logvar of Encoder-p
-    obs:Tensor=None, # [S,...,O+1] observations; None where actor and critic see only the context
+    obs:Tensor=None, # [S,...,O+1] observations; None: actor and critic see only the context
 )->tuple: # logits, or means of continuous actions, [S,...,A]; value [S,...]
     "Output of the actor, which gives the distribution of actions, and value estimate of the critic"
     x = context if obs is None else torch.cat([obs, context], -1)
@@ -96,7 +96,7 @@ def action_std(
 # %% ../../nbs/policy/300_policy.ipynb #5b1e6f81
 def log_density(
     mean:Tensor, # [S,n,A] means of the actions
-    log_std:Tensor, # [S,1,A] logarithm of their standard deviations
+    log_std:Tensor, # [S,1,A] logarithm of the standard deviations
     action:Tensor, # [S,n,A] actions taken
 )->Tensor: # [S,n]
     "Log-density of continuous actions"
@@ -125,7 +125,7 @@ def likelihood(
 def init_heads(
     gens:list, # `S` generators of the stream 'init'
     size:PolicySize, # sizes and inputs of the policy
-    world, # world: numbers of its observations and actions
+    world, # World; gives the numbers of observations and actions
 )->dict: # parameters from `init_policy` or `init_gaussian`
     "Initial parameters of actor and critic, for discrete or continuous actions"
     if world.n_actions: return init_policy(gens, size, world.obs_dim + 1, world.n_actions)
@@ -163,17 +163,19 @@ def copy_tensors(
 
 # %% ../../nbs/policy/300_policy.ipynb #29d3f451
 def action_noise(
-    world, # world: number and kind of its actions
+    world, # World; gives number and kind of the actions
 )->tuple: # kind and shape, the arguments of `draw`
     "Noise that is needed to sample one action"
     return ('uniform',) if world.n_actions else ('normal', world.action_dim)
 
 # %% ../../nbs/policy/300_policy.ipynb #29d3f458
 def agent_noise(
-    agent:Agent, # agent: the noise that it declares
+    agent:Agent, # its field `noise` says what to draw
     gens:list, # `S` generators
-    T:int, B:int, N:int, # steps of a task, workers, episodes of a task
-)->dict: # start [S,B,...], step [S,T,B,...], episode [S,N,B,...]; None where the agent needs none
+    T:int, # steps of a task
+    B:int, # workers
+    N:int, # episodes of a task
+)->dict: # start [S,B,...], step [S,T,B,...], episode [S,N,B,...]; None: the agent needs none
     "Draw all noise that an agent needs for one task on each worker"
     shapes = dict(start=(B,), step=(T, B), episode=(N, B))
     def block(k, kind): return None if kind is None else draw(gens, kind[0], *shapes[k], *kind[1:])
@@ -182,7 +184,8 @@ def agent_noise(
 # %% ../../nbs/policy/300_policy.ipynb #29d3f454
 def replaced(
     which:Tensor, # [S,B] bool, true for workers that get the new memory
-    new, old, # memories with the same structure: tensors [S,B,...], dicts and tuples of them
+    new, # memory of the chosen workers: a tensor [S,B,...], or a dict or tuple of them
+    old, # memory of the other workers, with the same structure
 ): # memory with this structure
     "New memory where `which` is true, old memory elsewhere"
     if isinstance(old, dict): return {k: replaced(which, new[k], v) for k, v in old.items()}

@@ -15,8 +15,10 @@ from .rollout import Traj
 
 # %% ../../nbs/training/514_past.ipynb #51400007
 def empty_past(
-    world:World, # for L, O and A
-    S:int, B:int, device='cpu', # seeds, workers; device of all tensors
+    world:World, # gives L, O and A
+    S:int, # seeds
+    B:int, # workers
+    device='cpu', # device of all tensors
 )->dict: # first [S,B,O+1], after [S,L,B,O+1], action [S,L,B,A], reward [S,L,B], length [S,B]
     "Make the past before the first step of a task"
     def zeros(*shape): return torch.zeros(S, *shape, dtype=torch.float32, device=device)
@@ -28,7 +30,8 @@ def empty_past(
 ROWS = 'after', 'action', 'reward' # entries of a past with a row per step, [S,L,B,...]
 
 def select_past(
-    past:dict, workers, # past of all workers; a slice of workers, or an order [S,B] of all
+    past:dict, # past of all workers
+    workers, # a slice of workers, or an order [S,B] of all workers
 )->dict:
     "Past of a group of workers, or of all workers in another order"
     def pick(x, dim):
@@ -39,9 +42,10 @@ def select_past(
 # %% ../../nbs/training/514_past.ipynb #109c9d3b
 @torch.no_grad()
 def memory_from_past(
-    encoder:dict, past:dict, # an encoder's parameters; steps so far of all workers
+    encoder:dict, # parameters of an encoder
+    past:dict, # steps so far of all workers
 )->Tensor: # [S,B,H]
-    "Memory after the steps so far; zeros where a task begins"
+    "Memory after the steps so far; zeros before the first step of a task"
     n = past['length']
     L = int(n.max())
     if not L: return memory(encoder, n.shape[1])
@@ -52,23 +56,28 @@ def memory_from_past(
 
 # %% ../../nbs/training/514_past.ipynb #db4f0415
 def pack_task(
-    world:World, past:dict, # for its codec; steps so far of all workers
-    s:int, b:int, n:int, # seed, worker, number of steps of its task
+    world:World, # its codec packs trajectories
+    past:dict, # steps so far of all workers
+    s:int, # index of the seed
+    b:int, # index of the worker
+    n:int, # number of steps of the worker's task
     task:Tensor, # [D] the task
 )->Tensor: # [C] uint8
-    "Pack the finished task of one worker"
+    "Pack the trajectory of a finished task"
     valid = (torch.arange(world.steps, device=past['first'].device) < n).float()
     def rows(k): return (past[k][s, :, b]*valid.view(-1, *[1]*(past[k].dim() - 3)))[None, :, None]
     obs, action = torch.cat([past['first'][s, b][None, None, None], rows('after')], 1), rows('action')
     if world.n_actions: action = action[..., 0].long()
     return world.codec.pack(obs, action, rows('reward'), valid[None, :, None] > 0, task[None, None])[0, 0]
 
+# %% ../../nbs/training/514_past.ipynb #5140000e
 def extend_past(
-    world:World, # for its codec
-    past:dict, traj:Traj, # steps before the iteration; rollout of the iteration
-    wanted:int, # number of workers, from the first on, whose finished tasks are packed
-)->tuple: # past after the iteration; [k,C] packed tasks of each seed; [S] tasks finished by all workers
-    "Append the steps of an iteration to the past, and pack finished tasks"
+    world:World, # its codec packs trajectories
+    past:dict, # steps before the iteration
+    traj:Traj, # rollout of the iteration
+    wanted:int, # number of workers, from the first on, whose trajectories are packed
+)->tuple: # past after the iteration; [k,C] packed trajectories of each seed; [S] tasks finished by all workers
+    "Append the steps of an iteration to the past, and pack the trajectories of finished tasks"
     past, (S, T, B) = tree_map(torch.clone, past), traj.done.shape
     codes, finished, ends = [[] for _ in range(S)], traj.done.sum((1, 2)), {}
     rows = {k: getattr(traj, k) for k in ROWS}

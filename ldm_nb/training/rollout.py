@@ -28,7 +28,7 @@ class Step(NamedTuple):
 # %% ../../nbs/training/500_rollout.ipynb #8e7353de
 def scan(
     world:World, # where the workers act
-    agent:Agent, # acts and remembers
+    agent:Agent, # acts and has a memory
     task:Tensor, # [S,B,D] tasks of the workers
     u:Tensor, # [S,T,B] or [S,T,B,A] noise of the actions
     reset:Tensor=None, # [S,T+1,B,U] uniform noise of the resets
@@ -41,7 +41,7 @@ def scan(
     h, no, steps = agent.start(task.shape[1], noise['start']), torch.zeros_like(trial.step, dtype=torch.bool), []
     for t, u_t in enumerate(u.unbind(1)):
         action, value = agent.act(h, obs, u_t)
-        before, inside = trial, not world.deaths and (t + 1) % world.horizon != 0 # inside: no episode can end here
+        before, inside = trial, not world.deaths and (t + 1) % world.horizon != 0 # inside: no episode can end now
         trial, seen = step(world, before, action, None if reset is None else reset[:, t+1], inside)
         reward = seen.reward if shown is None else shown(t, no if t else ~no, obs, action, seen.obs, seen.reward)
         h = agent.observe(h, seen.obs, action, reward)
@@ -55,7 +55,7 @@ def scan(
 class Traj(NamedTuple):
     "Steps of all workers"
     before:Tensor # [S,T,B,O+1] observations before each step
-    after:Tensor # [S,T,B,O+1] observations after each step, the terminal one where an episode ended
+    after:Tensor # [S,T,B,O+1] observations after each step; if it ends an episode, the last of this episode
     action:Tensor # [S,T,B], with continuous actions [S,T,B,A]
     reward:Tensor # [S,T,B] rewards shown to the agent
     true_reward:Tensor # [S,T,B] rewards of the worker's task
@@ -65,7 +65,7 @@ class Traj(NamedTuple):
     end:Tensor # [S,T,B] bool, an episode ended with this step
     done:Tensor # [S,T,B] bool, the task ended with this step
     died:Tensor # [S,T,B] bool, an episode ended early, because the agent died
-    lost:Tensor # [S,T,B] bool, an episode ended early, because the simulator failed
+    lost:Tensor # [S,T,B] bool, an episode ended early, because the simulator failed; set by `rollout_chunk` only
     task:Tensor # [S,T,B,D] the task of each step
     timeless = () # every field has an axis of steps, for `cat_workers`
 
@@ -75,14 +75,15 @@ class Traj(NamedTuple):
 # %% ../../nbs/training/500_rollout.ipynb #8e7353d9
 @torch.no_grad()
 def rollout(
-    world:World, agent:Agent, # where the workers act; acts and remembers
+    world:World, # where the workers act
+    agent:Agent, # acts and has a memory
     task:Tensor, # [S,B,D] tasks of the workers
     u:Tensor, # [S,T,B] or [S,T,B,A] noise of the actions
     reset:Tensor=None, # [S,T+1,B,U] uniform noise of the resets
     shown:Callable=None, # t, task_start [S,B], obs [S,B,O+1], action, next obs, true reward [S,B] -> reward shown [S,B]
     noise:dict=None, # noise of the agent, from `agent_noise`: start, episode; None: the agent needs none
 )->Traj:
-    "`T` steps of every worker from the beginning of its task"
+    "`T` steps of every worker, from the first step of its task"
     rows, early, first = [], [], None
     for s in scan(world, agent, task, u, reset, shown, noise):
         first, x = s.obs if first is None else first, s.seen
@@ -106,12 +107,15 @@ class Episode(NamedTuple):
     valid:Tensor # [S,L,B] bool, the step belongs to the same episode as the last step
     index:Tensor # [S,B] number of the episode within its task, from 0
 
+# %% ../../nbs/training/500_rollout.ipynb #8e7353dd
 def adapted_memory(
-    world:World, agent:Agent, # for its numbers of steps and episodes; an agent with `between`
-    now:Step, steps:list, # the newest step; the steps before it, the last H at most
+    world:World, # gives H and N, the numbers of steps and episodes
+    agent:Agent, # has the function `between`
+    now:Step, # the newest step
+    steps:list, # the steps before it, the last H at most
     noise:Tensor, # [S,N,B,...] noise of each episode, from `agent_noise`; None: the agent needs none
 )->tuple: # memory [S,B,...], the last H steps at most
-    "Memory after a step, adapted where an episode has ended and another one follows"
+    "Memory after a step, adapted for workers whose episode has ended, unless it was the last of the task"
     steps = [*steps, now][-world.horizon:]
     index = now.trial.episode
     which = now.seen.end & (index + 1 < world.episodes)
@@ -143,7 +147,8 @@ def episode_sums(
 
 # %% ../../nbs/training/500_rollout.ipynb #a5200021
 def task_return(
-    world:World, traj:Traj, # for N, its number of episodes; rollout of an iteration
+    world:World, # gives N, the number of episodes
+    traj:Traj, # rollout of an iteration
     workers:int, # number of workers, from the first on, that count: the normal ones
 )->Tensor: # [S] mean true return of episode N
     "Mean return of the last episode, with sampled actions"
@@ -151,8 +156,8 @@ def task_return(
 
 # %% ../../nbs/training/500_rollout.ipynb #05000002
 def cat_workers(
-    *parts, # records of one kind, with the same S and T
-): # a record of this kind, whose B is the sum of the others
+    *parts, # named tuples of one class, for example `Traj`, with equal S and T
+): # a named tuple of this class; its B is the sum over `parts`
     "Join groups of workers along `B`"
     kind = type(parts[0])
     def cat(name, x):

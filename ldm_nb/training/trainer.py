@@ -20,7 +20,7 @@ from ..worlds.tasks import World
 class Method(NamedTuple):
     "What a method provides for the trainer"
     name:str # as in the paper, lower case
-    config:type # its dataclass of settings
+    config:type # dataclass of the method's settings
     init:Callable # cfg, world, gens -> state
     draw:Callable # cfg, world, gens, iteration -> noise of one iteration
     collect:Callable # cfg, world, state, noise -> an Experience, or another record that `update` reads
@@ -29,7 +29,7 @@ class Method(NamedTuple):
     continuous:dict = {} # setting -> (value, source), for worlds with continuous actions
     check:Callable = None # cfg, world -> None; raises `BadInput` if they do not fit each other
     test_episodes:int = None # episodes of a test task; None: as many as a training task has
-    stages:dict = None # name -> Stage, the parts of `update` in their order; for timing and for two processes
+    stages:dict = None # name -> Stage, the parts of `update` in order; for timing and for two processes
     duet:Callable = None # cfg -> two functions that divide `collect` between two processes: rollout of real tasks, and
         # rollout of imagined tasks, which uses the networks of the last stage; None: one process
     network:Callable = None # cfg, state -> encoder, decoder, settings of the latent dynamics network; for figures
@@ -91,13 +91,15 @@ def all_finite(
 
 # %% ../../nbs/training/520_trainer.ipynb #51c0de07
 def iteration_state(
-    state:dict, # a method's state
-)->dict: # params, opt, stats, workers, as far as the state has them
+    state:dict, # state of a method
+)->dict: # params, opt, stats and workers, if the state has them
     "Parts of a state that an iteration replaces"
     return {k: state[k] for k in ('params', 'opt', 'stats', 'workers') if k in state}
 
+# %% ../../nbs/training/520_trainer.ipynb #51c0de10
 def stage_state(
-    state:dict, names:tuple, # a method's state; names of the networks that a stage trains
+    state:dict, # state of a method
+    names:tuple, # names of the networks that a stage trains
 )->dict: # part of the state -> network -> tree
     "Parts of a state that a stage replaces"
     parts = {k: {n: v[n] for n in names if n in v} for k, v in iteration_state(state).items()}
@@ -105,8 +107,8 @@ def stage_state(
 
 # %% ../../nbs/training/520_trainer.ipynb #51c0de0a
 def weights_of(
-    state:dict, # a method's state
-)->dict: # its params; `seen` of its stats
+    state:dict, # state of a method
+)->dict: # `params` of the state, and `seen` of `stats`
     "Parts of a state that an agent needs"
     return state['params'] | {k: v for k, v in state.get('stats', {}).items() if k == 'seen'}
 
@@ -165,10 +167,12 @@ def alive(progress:Progress)->None:
 # %% ../../nbs/training/520_trainer.ipynb #a5200016
 @one_thread()
 def iterate(
-    method:Method, cfg, world:World, # what is trained; its settings; its world
+    method:Method, # method to train
+    cfg, # settings of the method
+    world:World, # world to train on
     gens:dict, # stream -> `S` generators
-    progress:Progress, # changed
-    noise=None, # noise of the iteration, from the method's `draw`; None: drawn here
+    progress:Progress, # changed: state, frozen seeds
+    noise=None, # noise of the iteration, from the method's `draw`; None: `iterate` draws it
 )->dict: # metrics of the iteration: name -> [S]
     "Do one iteration: draw, collect, update, accept"
     if noise is None: noise = method.draw(cfg, world, gens, progress.iteration)
@@ -180,10 +184,12 @@ def iterate(
 # %% ../../nbs/training/520_trainer.ipynb #b1d1582e
 @one_thread()
 def train(
-    method:Method, cfg, world:World, # what is trained; its settings; its world
+    method:Method, # method to train
+    cfg, # settings of the method
+    world:World, # world to train on
     gens:dict, # stream -> `S` generators
     progress:Progress, # changed in every iteration
-    iterations:int, # iterations in all, those done before included
+    iterations:int, # total number of iterations, including those before a resumption
     every:int, # iterations between evaluations
     evaluate=None, # progress -> None, evaluates; `sums` has the metrics since the last evaluation
     save=None, # progress -> None, saves a checkpoint
@@ -193,7 +199,7 @@ def train(
     step=None, # progress -> metrics, does an iteration in place of `iterate`
     also=(), # further iterations with an evaluation
 )->Progress:
-    "Train a stack of seeds; raises `Diverged` when every seed is frozen"
+    "Train a stack of seeds; raises `Diverged` if every seed is frozen"
     resumed = progress.iteration if progress.iteration else -1
     while True:
         i = progress.iteration
@@ -212,8 +218,8 @@ def train(
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200019
 def frames_of(
-    cfg, # a method's settings with `workers`, and perhaps `chunk`: steps of an iteration; 0: a whole task
-    world:World, # for the steps of a task
+    cfg, # settings of a method, with `workers` and perhaps `chunk`: steps of an iteration, or 0 for a whole task
+    world:World, # gives the number of steps of a task
 )->int: # frames of one seed
     "Frames of an iteration"
     return cfg.workers*(getattr(cfg, 'chunk', 0) or world.steps)
