@@ -392,7 +392,7 @@ def test_config_is_missing(copy, capsys):
     code, out, _ = ldm(capsys, 'check', copy)
     assert code == 1 and 'checkpoint-8 is whole' in out.splitlines()[-1] and 'once config.json is right' in out
     code, _, err = ldm(capsys, 'resume', copy)
-    assert code == 1 and 'config.json is missing; put back what it was' in err
+    assert code == 1 and 'config.json is missing; restore it from a copy' in err
 
 @pytest.mark.parametrize('k', range(4))
 def test_bit_flips(k, copy, whole, capsys):
