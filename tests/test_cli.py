@@ -114,7 +114,7 @@ def test_interrupt_and_resume(tmp_path):
     time.sleep(1)
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and f'go on with: ldm resume {run}' in err
+    assert p.returncode == 130 and f'continue with: ldm resume {run}' in err
     done = int(next(run.glob('checkpoint-*')).name.split('-')[1])
     assert 0 < done < 500
     r = subprocess.run([*LDM, 'resume', str(run), '--frames', str((done + 3)*1920)], capture_output=True, text=True)

@@ -191,7 +191,7 @@ def test_asked_once(sig, status, whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         signalling(m, 4, sig, children=True)
         code, _, err = ldm(capsys, *train(tmp_path/'run', threads=2))
-    assert code == status and err.splitlines()[-1].endswith(f"go on with: ldm resume {tmp_path/'run'}")
+    assert code == status and err.splitlines()[-1].endswith(f"continue with: ldm resume {tmp_path/'run'}")
     assert checkpoints(tmp_path/'run')[-1].name == 'checkpoint-4'
     assert ldm(capsys, 'resume', tmp_path/'run')[0] == 0
     same_last(whole(), tmp_path/'run')
@@ -208,7 +208,7 @@ def test_asked_before_the_first_iteration(whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(jobs, 'measure', hit)
         code, _, err = ldm(capsys, *train(tmp_path/'run'))
-    assert code == 130 and err.splitlines()[-1].endswith(f"go on with: ldm resume {tmp_path/'run'}")
+    assert code == 130 and err.splitlines()[-1].endswith(f"continue with: ldm resume {tmp_path/'run'}")
     assert not checkpoints(tmp_path/'run')
     job = assemble(tmp_path/'run')
     save_checkpoint(tmp_path/'run', job.progress, job.gens) # as earlier versions did
@@ -219,7 +219,7 @@ def test_asked_twice(whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         signalling(m, 4, signal.SIGINT, signal.SIGINT)
         code, _, err = ldm(capsys, *train(tmp_path/'run'))
-    assert code == 130 and 'stopped at once' in err and err.splitlines()[-1] == f"go on with: ldm resume {tmp_path/'run'}"
+    assert code == 130 and 'stopped at once' in err and err.splitlines()[-1] == f"continue with: ldm resume {tmp_path/'run'}"
     assert [c.name for c in checkpoints(tmp_path/'run')] == ['checkpoint-3']
     assert ldm(capsys, 'resume', tmp_path/'run')[0] == 0
     same_run(whole(), tmp_path/'run')
@@ -247,7 +247,7 @@ def test_disk_full(small_disk, whole, capsys, monkeypatch):
         while os.write(fd, bytes(4096)): pass
     os.close(fd)
     code, _, err = ldm(capsys, 'resume', run)
-    assert code == 1 and 'No space left' in err and err.splitlines()[-1] == f'go on with: ldm resume {run}'
+    assert code == 1 and 'No space left' in err and err.splitlines()[-1] == f'continue with: ldm resume {run}'
     assert all(contents(run)[k] == v for k, v in before.items() if k.startswith('checkpoint'))
     filler.unlink()
     assert ldm(capsys, 'resume', run)[0] == 0
@@ -267,7 +267,7 @@ def test_disk_full_of_itself(n, file, small_disk, whole, capsys, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(jobs.Sink, 'tick', filling)
         code, _, err = ldm(capsys, *train(run))
-    assert code == 1 and 'No space left' in err and file in err and err.splitlines()[-1] == f'go on with: ldm resume {run}'
+    assert code == 1 and 'No space left' in err and file in err and err.splitlines()[-1] == f'continue with: ldm resume {run}'
     assert [c.name for c in checkpoints(run)] == ['checkpoint-3']*(n > 3)
     filler.unlink()
     assert ldm(capsys, 'resume', run)[0] == 0
@@ -299,7 +299,7 @@ def test_disk_full_anywhere(how, whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         how(m)
         code, _, err = ldm(capsys, *train(run := tmp_path/'run'))
-    assert code == 1 and 'No space left' in err and err.splitlines()[-1] == f'go on with: ldm resume {run}'
+    assert code == 1 and 'No space left' in err and err.splitlines()[-1] == f'continue with: ldm resume {run}'
     assert not (run/'checkpoint.tmp').exists()
     assert ldm(capsys, 'resume', run)[0] == 0
     same_run(whole(), run)
@@ -337,7 +337,7 @@ def test_not_enough_memory(whole, tmp_path, capsys):
     p = forked(train(run := tmp_path/'run'), no_more)
     p.join()
     assert p.exitcode == 1 and 'not enough memory' in said.read_text()
-    assert said.read_text().splitlines()[-1] == f'go on with: ldm resume {run}'
+    assert said.read_text().splitlines()[-1] == f'continue with: ldm resume {run}'
     assert ldm(capsys, 'resume', run)[0] == 0
     same_run(whole(), run)
 
@@ -370,7 +370,7 @@ def test_metrics_that_are_no_text(copy, whole, capsys):
     path, before = copy/'metrics.jsonl', (copy/'metrics.jsonl').read_bytes()
     path.write_bytes(before + b'\xff\xfe\x00')
     code, out, _ = ldm(capsys, 'check', copy)
-    assert code == 0 and 'a torn one' in out
+    assert code == 0 and 'an incomplete one' in out
     assert ldm(capsys, 'resume', copy)[0] == 0
     same_run(whole(), copy)
     first = before.index(b'\n')
@@ -381,7 +381,7 @@ def test_metrics_that_are_no_text(copy, whole, capsys):
     assert code == 1 and f'{path}, line 2: not a JSON record (no text)' in err
     path.write_bytes(before.split(b'\n', 1)[1])
     code, out, _ = ldm(capsys, 'check', copy)
-    assert code == 1 and 'goes on from checkpoint-8, but evaluations of before are lost' in out.splitlines()[-1]
+    assert code == 1 and 'continues from checkpoint-8, but earlier evaluations are lost' in out.splitlines()[-1]
     path.write_bytes(b'')
     code, out, err = ldm(capsys, 'resume', copy)
     assert code == 0 and 'lacks evaluations' in err and '| rl2 | test |' in out
@@ -392,7 +392,7 @@ def test_config_is_missing(copy, capsys):
     code, out, _ = ldm(capsys, 'check', copy)
     assert code == 1 and 'checkpoint-8 is whole' in out.splitlines()[-1] and 'once config.json is right' in out
     code, _, err = ldm(capsys, 'resume', copy)
-    assert code == 1 and 'config.json is missing; put back what it was' in err
+    assert code == 1 and 'config.json is missing; restore it from a copy' in err
 
 @pytest.mark.parametrize('k', range(4))
 def test_bit_flips(k, copy, whole, capsys):
@@ -406,7 +406,7 @@ def test_bit_flips(k, copy, whole, capsys):
     code, out, _ = ldm(capsys, 'check', copy)
     word = r'damaged|later' # of 2 the flip of one bit can make a greater number
     assert code == 1 and any(l.startswith(tuple(word.split('|'))) and path.name in l for l in out.splitlines())
-    assert 'goes on from checkpoint-6' in out.splitlines()[-1]
+    assert 'continues from checkpoint-6' in out.splitlines()[-1]
     assert ldm(capsys, 'evaluate', copy)[0] in (1, 2)
     code, _, err = ldm(capsys, 'resume', copy)
     assert code == 0 and path.name in err
@@ -450,7 +450,7 @@ def test_no_checkpoint(copy, whole, capsys):
     for c in checkpoints(copy): shutil.rmtree(c)
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 12*1920)
-    assert code == 1 and 'no checkpoint to go on from' in err and contents(copy) == before
+    assert code == 1 and 'no checkpoint to resume from' in err and contents(copy) == before
     assert ldm(capsys, 'evaluate', copy)[0] == 0
     (copy/'weights.safetensors').unlink()
     code, _, err = ldm(capsys, 'resume', copy)
@@ -582,7 +582,7 @@ def test_newcomers_that_diverge(copy, whole, capsys, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(onpolicy, 'gradients', spoilt)
         code, _, err = ldm(capsys, 'resume', copy, '--seeds', '9')
-    assert code == 1 and 'seed 9' in err and err.splitlines()[-1] == f'go on with: ldm resume {copy}'
+    assert code == 1 and 'seed 9' in err and err.splitlines()[-1] == f'continue with: ldm resume {copy}'
     assert measured(copy/'taken-out-1')[9][-1]['frozen']['iteration'] == 0
     assert ldm(capsys, 'resume', copy)[0] == 0 and read_config(copy)['seeds'] == [3, 7]
     shutil.rmtree(copy/'taken-out-1')

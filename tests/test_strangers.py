@@ -228,7 +228,7 @@ def test_every_signal_saves(name, finished, tmp_path, capsys, monkeypatch):
         m.setattr(jobs.Sink, 'tick', hit)
         code, _, err = ldm(capsys, *argv)
     assert code == 128 + sig and checkpoints(tmp_path/'a b'/'run')[-1].name == 'checkpoint-3'
-    assert err.splitlines()[-1].endswith(f"go on with: ldm resume '{tmp_path}/a b/run'")
+    assert err.splitlines()[-1].endswith(f"continue with: ldm resume '{tmp_path}/a b/run'")
     assert ldm(capsys, 'resume', tmp_path/'a b'/'run')[0] == 0
     assert (tmp_path/'a b'/'run'/'weights.safetensors').read_bytes() == (finished/'weights.safetensors').read_bytes()
 
@@ -327,7 +327,7 @@ def test_finished_weights_stay_usable(copy, capsys, monkeypatch):
     assert code == 0 and out == want
     assert ldm(capsys, 'plot', copy)[0] == 0
     out = ldm(capsys, 'check', copy)[1]
-    assert 'ldm evaluate works, on weights of 7,680 frames a seed' in out and 'goes on from checkpoint-5' in out
+    assert 'ldm evaluate works, on weights of 7,680 frames a seed' in out and 'continues from checkpoint-5' in out
     assert ldm(capsys, 'resume', copy)[0] == 0
     assert 'on weights of 15,360 frames' in ldm(capsys, 'check', copy)[1]
 
@@ -345,7 +345,7 @@ def test_check_and_resume_agree(spoil, copy, capsys):
     "On files that are whole, but not what their names say"
     spoil(copy)
     code, out, _ = ldm(capsys, 'check', copy)
-    assert code == 1 and 'unfit' in out and 'goes on from checkpoint-2' in out.splitlines()[-1]
+    assert code == 1 and 'unfit' in out and 'continues from checkpoint-2' in out.splitlines()[-1]
     code, _, err = ldm(capsys, 'resume', copy)
     assert code == 0 and 'checkpoint-4' in err and 'trying the one before' in err
 
