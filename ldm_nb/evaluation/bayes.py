@@ -22,18 +22,22 @@ from .evaluate import summary
 @dataclass(frozen=True)
 class Hunt:
     "A search for one goal out of several equally likely ones; the cell (x, y) has the number size*x + y"
-    size:int; horizon:int; episodes:int # side of the grid, H, N
+    size:int # side of the grid
+    horizon:int # H
+    episodes:int # N
     goals:np.ndarray # [K] cells
     distance:np.ndarray # [K] steps from the start, which is cell 0
-    points:np.ndarray # [T,C] points for meeting a goal first at that step; 0 where there is no goal
+    points:np.ndarray # [T,C] points for meeting a goal first at that step; 0 if the cell is not a goal
     onward:np.ndarray # [C,4] cell after each move; -1: a wall
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a0008
 MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) # right first: see `returning`
 
 def hunt(
-    goals, # [K,2] cells (x, y), all different and none of them the start; raises `BadInput` for others or too many
-    size:int=SIZE, horizon:int=HORIZON, episodes:int=EPISODES, # side of the grid, H, N
+    goals, # [K,2] cells (x, y), all different, none the start; raises `BadInput` if not, or if too many
+    size:int=SIZE, # side of the grid
+    horizon:int=HORIZON, # H
+    episodes:int=EPISODES, # N
 )->Hunt:
     """The search for one of these goals, with the points of each step
 
@@ -91,16 +95,16 @@ def relaxed(
     h:Hunt, # the goals
     prices:np.ndarray, # [C] prices of the goals, at least 0
     memory:int=3, # number of last moves
-)->tuple: # best [T+1,C,4**memory] points less prices from this step on, move [T,C,4**memory] that earns them
-    "Best of all paths on which a goal may pay many times, at allowed steps"
+)->tuple: # best [T+1,C,4**memory] points minus prices from this step on; move [T,C,4**memory] that leads to them
+    "Best of all paths on which a goal may give points many times, at allowed steps"
     (T, C), n = h.points.shape, 4**memory
     code, allowed = np.arange(4)*(n//4) + np.arange(n)[:, None]//4, ~returning(memory)
     wall, onward = (h.onward < 0)[:, None], np.maximum(h.onward, 0)
     best, move = np.zeros((T + 1, C, n)), np.zeros((T, C, n), int)
     for k in reversed(range(T)):
         after = best[k+1] if (k + 1) % h.horizon else np.full((C, n), best[k+1, 0, 0])
-        pays = np.maximum(h.points[k] - prices, 0)*(h.points[k] > 0)
-        values = np.where(wall, -1, after[onward[:, None], code] + pays[onward][:, None]*allowed)
+        gain = np.maximum(h.points[k] - prices, 0)*(h.points[k] > 0)
+        values = np.where(wall, -1, after[onward[:, None], code] + gain[onward][:, None]*allowed)
         best[k], move[k] = values.max(-1), values.argmax(-1)
     return best, move
 
@@ -120,22 +124,22 @@ def meetings(
     move:np.ndarray, # [T,C,4**memory] moves of the best relaxed path, from `relaxed`
     memory:int, # number of last moves
 )->np.ndarray: # [C]
-    "How often the best relaxed path is paid in each cell"
-    back, paid, n = returning(memory), np.zeros(h.points.shape[1]), 4**memory
+    "How often the best relaxed path gets points in each cell"
+    back, count, n = returning(memory), np.zeros(h.points.shape[1]), 4**memory
     for k, m in enumerate(move):
         if k % h.horizon == 0: c = past = 0
         a = m[c, past]
         c = h.onward[c, a]
-        paid[c] += h.points[k, c] > prices[c] and not back[past, a]
+        count[c] += h.points[k, c] > prices[c] and not back[past, a]
         past = a*(n//4) + past//4
-    return paid
+    return count
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a0022
 def market(
     h:Hunt, # the goals
     stages=((1, 60, .1),), # for each stage: number of last moves, rounds, first step size as a share of H
 )->np.ndarray: # [C] prices, multiples of 1/64
-    "Prices with a low `bound`, found by subgradient steps"
+    "Find prices with a low `bound` by subgradient steps"
     goal = (h.points[0] > 0).reshape(h.size, h.size)
     mirror = (goal == goal.T).all() # then mirror images have equal prices
     result = h.points.max(0)/2
@@ -153,9 +157,13 @@ def market(
 def grow(
     h:Hunt, # the goals
     prices:np.ndarray, # [C] prices of the goals
-    memory:int, k:int, # number of last moves; the step
-    met:np.ndarray, cell:np.ndarray, past:np.ndarray, # [n] set of goals met, cell, last moves
-    value:np.ndarray, left:np.ndarray, # [n] points, sum of the prices of the goals not met
+    memory:int, # number of last moves
+    k:int, # step of the task
+    met:np.ndarray, # [n] set of goals met, one bit per goal
+    cell:np.ndarray, # [n] cell
+    past:np.ndarray, # [n] number of the last moves
+    value:np.ndarray, # [n] points
+    left:np.ndarray, # [n] sum of the prices of the goals not met
 )->tuple: # parent [m] in 0..n-1, then met, cell, past, value and left after the step, each [m]
     "All states that one move leads to"
     bit = np.zeros(h.size**2, np.int64)
@@ -168,7 +176,7 @@ def grow(
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a026b
 def search(
     h:Hunt, # the goals
-    prices:np.ndarray, # [C] any prices; the tighter their bound, the faster the search
+    prices:np.ndarray, # [C] any prices; with a tight bound the search is fast
     target:int, # points that the path must have
     memory:int=3, # number of last moves
 )->list: # cells of a path with at least `target` points; None: there is no such path
@@ -222,7 +230,7 @@ def draw_plan(
     "Draw the path of each episode that meets new goals, with the steps at which it meets them"
     when, H, n = first_met(h, path), h.horizon, h.size
     episodes = sorted({int(k)//H for k in when if k < len(h.points)})
-    fig = Figure(figsize=(2.6*len(episodes) + .4, 2.9), dpi=100, layout='constrained')
+    fig = Figure(figsize=(min(7.2, 2.6*len(episodes) + .4), 2.9), dpi=100, layout='constrained')
     shade = np.zeros(n*n)
     shade[h.goals], shade[list(marked)] = .25, .55
     for e, ax in zip(episodes, fig.subplots(1, len(episodes), squeeze=False)[0]):
@@ -252,7 +260,7 @@ def then_nearest(
     path:list, # the path to walk first
     rank:np.ndarray=None, # [C] order among equally near goals; None: by x, then y
 )->list: # the longer path
-    "Extend a path to the nearest goal not met, again and again"
+    "Extend a path to the nearest goal that is not met, until all goals are met"
     path, left = list(path), set(h.goals.tolist()) - set(path)
     rank = np.arange(h.size**2) if rank is None else rank
     def far(a, b): return abs(a//h.size - b//h.size) + abs(a%h.size - b%h.size)
@@ -265,7 +273,7 @@ def then_nearest(
 
 # %% ../../nbs/evaluation/630_bayes.ipynb #b61a0058
 def yardstick(
-    family:Family=GRIDWORLD, # tasks of a gridworld; raises `BadInput` unless its split `eval` has all 45 goals
+    family:Family=GRIDWORLD, # tasks of a gridworld; raises `BadInput` if its split `eval` does not have all 45 goals
 )->dict: # name -> path, returns [K,N] and found [K,N] over the split `eval`, and the numbers of `summary`
     """The optimal agents: `stops` and `nearest` for the training goals, `all` for all 45 goals
 
@@ -291,7 +299,7 @@ def regret(
     record:dict, # name of a curve -> list of numbers
     best:dict, # an agent of `yardstick`
 )->dict: # name of a curve -> list of numbers, for the returns that both have
-    """Return of the best agent less the return of the learned agent
+    """Return of the best agent minus the return of the learned agent
 
     ```python
     >>> regret(dict(train=[-3., 20.], frames=[0, 192_000]), dict(train=23.25, test=24.5))

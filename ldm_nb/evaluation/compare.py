@@ -25,7 +25,7 @@ class Curves(NamedTuple):
     name:str # name of the record
     seeds:list # the `S` seeds
     frames:list # [n] frames that one seed has seen at each evaluation
-    values:dict # name of a curve -> [S,n]: `train`, `test`, `test_goals_missed`, ...; nan where nothing was measured
+    values:dict # name of a curve -> [S,n]: `train`, `test`, `test_goals_missed`, ...; nan if nothing was measured
     by_task:Tensor # [S,n,K] return of the last episode of each task; None in older records
     frozen:list # seeds that diverged and are left out
     tasks:list # the `K` tasks
@@ -82,14 +82,15 @@ def tail(
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500005
 def share_above(
     c:Curves, # curves with the return of each task
-    least:float, # a return, such as that of an agent which never finds the goal
+    least:float, # a return, such as the return without ever finding the goal
 )->Tensor: # [S,K] between 0 and 1
-    "Share of the last evaluations in which a task earns more than `least`"
+    "Share of the last evaluations in which the return of a task is above `least`"
     return tail((c.by_task > least + 1e-3).double()) # records round returns to two digits
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c0000d
 def improvement(
-    x:Tensor, y:Tensor, # [...,S] and [...,R], a number per seed
+    x:Tensor, # [...,S] a number per seed of the first method
+    y:Tensor, # [...,R] a number per seed of the second method
 )->Tensor: # [...] between 0 and 1
     """Probability that a seed of `x` has a larger number than a seed of `y`
 
@@ -103,7 +104,8 @@ def improvement(
     return (gap.sign()*.5 + .5).mean((-1, -2))
 
 def improvement_interval(
-    x:Tensor, y:Tensor, # [S] and [R], a number per seed
+    x:Tensor, # [S] a number per seed of the first method
+    y:Tensor, # [R] a number per seed of the second method
     level:float=.95, # coverage
     draws:int=2000, # bootstrap samples
     seed:int=0, # seed of the bootstrap's random numbers
@@ -137,7 +139,7 @@ def draw_bands(
     best:dict=None, # name of a curve -> best possible value, for the axis of the regret
 )->Figure:
     "Draw a panel for each curve and each kind of band"
-    fig = Figure(figsize=(3.35*len(keys), 2.6*len(kinds) + .5), dpi=100, layout='constrained')
+    fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
     axes = fig.subplots(len(kinds), len(keys), squeeze=False, sharex=True)
     names = dict(std='mean ± std', iqm='IQM, 95 % interval')
     for i, kind in enumerate(kinds):
@@ -152,12 +154,12 @@ def draw_bands(
             if not i: ax.set_title(title, fontsize=10)
             ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
             if key in (best or {}):
-                regret = partial(sub, best[key]) # its own inverse
+                regret = partial(sub, best[key]) # applied twice, it gives back the return
                 ax.secondary_yaxis('right', functions=(regret, regret)).set_ylabel('regret', fontsize=9)
         axes[i, 0].set_ylabel(names[kind], fontsize=9)
     for ax in axes[-1]: ax.set_xlabel('frames per seed (millions)', fontsize=9)
     handles = {l: h for ax in axes.flat for h, l in zip(*ax.get_legend_handles_labels())}
-    look = dict(loc='outside lower center', ncols=min(7, len(handles)), columnspacing=1.4, frameon=False, fontsize=9)
+    look = dict(loc='outside lower center', ncols=min(4, len(handles)), columnspacing=1.4, frameon=False, fontsize=9)
     fig.legend(handles.values(), handles.keys(), **look)
     return fig
 
@@ -179,7 +181,7 @@ def mean_std(
 
 def compared(
     runs:dict, # name of a method -> Curves
-    keys:dict, # name of a curve -> its title
+    keys:dict, # name of a curve -> title of its table
     count:int=10, # last evaluations that are averaged
 )->str: # Markdown
     "A table for each curve, with a row for each method"
@@ -208,7 +210,7 @@ def draw_against(
     lines:dict=None, # title of a panel -> {label of a dashed line: its height}
 )->Figure:
     "Draw seeds as dots, their means as a line with 95 % confidence intervals, a panel for each quantity"
-    fig = Figure(figsize=(max(4.6, 3.35*len(panels)), 3.1), dpi=100, layout='constrained')
+    fig = Figure(figsize=(min(7.2, max(4.6, 3.35*len(panels))), 3.1), dpi=100, layout='constrained')
     for ax, (title, groups) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         values = sorted({x for g in groups.values() for x in g})
         for i, (label, g) in enumerate(groups.items()):
@@ -278,7 +280,8 @@ def contrast(
 
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500014
 def welch(
-    x:Tensor, y:Tensor, # [S] and [R], a number per seed
+    x:Tensor, # [S] a number per seed of the first method
+    y:Tensor, # [R] a number per seed of the second method
     level:float=.95, # coverage
 )->tuple: # difference of the means x - y, low, high; low and high are infinite if a group has one seed
     "Welch's interval of a difference of means"
@@ -302,7 +305,7 @@ def claims_table(
     digits:int=1, # digits after the point
     source:str='the paper', # who makes the claims, for the head of the table
 )->str: # Markdown
-    "A table of claims, our differences with 95 % intervals and the verdicts; several verdicts are counted below it"
+    "Write a table of claims, our differences with 95 % intervals, and verdicts; below it, count the verdicts"
     lines, verdicts = [f'| {source} | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
     for c in claims:
         if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue

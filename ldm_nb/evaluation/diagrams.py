@@ -35,9 +35,10 @@ KINDS = dict(network='#cfe2f3', data='#ffffff', stored='#fff2cc', imagined='#f4c
 
 def border(
     box, # left, bottom, right, top
-    x:float, y:float, # a point outside of the box
+    x:float, # x of a point outside of the box
+    y:float, # y of this point
 )->tuple: # x, y
-    "Where the line from the centre of a box to a point leaves the box"
+    "Point at which the line from the centre of a box to another point leaves the box"
     left, bottom, right, top = box
     cx, cy = (left + right)/2, (bottom + top)/2
     t = min((right - cx)/max(abs(x - cx), 1e-9), (top - cy)/max(abs(y - cy), 1e-9))
@@ -47,9 +48,10 @@ def draw_diagram(
     boxes:dict, # name -> (x, y, text, kind), in inches; a kind of `KINDS`
     arrows:list, # (from, to, label) or (from, to, label, 'dashed'): names of boxes
     alt:str='', # what the drawing shows, in words
-    width:float=7.6, height:float=3.6, # of the drawing, in inches
+    width:float=7.6, # width of the drawing, in inches
+    height:float=3.6, # height of the drawing, in inches
 )->Svg:
-    "Boxes with the arrows between them"
+    "Draw boxes with the arrows between them"
     fig = Figure(figsize=(width, height), facecolor='white')
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     ax.axis('off')

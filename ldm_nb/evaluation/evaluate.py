@@ -25,7 +25,7 @@ def evaluate(
     agent:Agent, # greedy agent of `S` seeds
     gens:list=None, # `S` generators of the stream 'eval'; None: neither resets nor agent need noise
     split:str='eval', # name of the split whose tasks are played
-    seeds:int=None, # number of seeds S, needed only without `gens`
+    seeds:int=None, # number of seeds S; needed only if `gens` is None
 )->Traj: # rollout of K workers, one per task
     "Play every task of a split to its end, all tasks in parallel"
     tasks = world.family.splits[split].tasks
@@ -101,7 +101,7 @@ def table(
 def iqm(
     x:Tensor, # [...,n] floats, e.g. one return per seed
 )->Tensor: # [...]
-    """Interquartile mean over the last axis: the mean of the middle half; numbers at its edges count in part
+    """Interquartile mean over the last axis: the mean of the middle half; a number at its edge counts in part
 
     ```python
     >>> iqm(torch.tensor([1., 2., 3., 100.]))
@@ -157,13 +157,13 @@ def draw_curves(
     "Training return, test return and test goals missed over frames, one method or several"
     names = dict(train='return on training tasks', test='return on test tasks', test_goals_missed='test goals missed')
     names = {k: v for k, v in names.items() if all(k in r for rows in runs.values() for r in rows)}
-    fig = Figure(figsize=(10, 3.5), dpi=100, layout='constrained')
+    fig = Figure(figsize=(7.2, 3.2), dpi=100, layout='constrained')
     axes = fig.subplots(1, len(names))
     for ax, (key, label) in zip(axes, names.items()):
         for i, (name, rows) in enumerate(runs.items()):
             draw_seeds(ax, rows, key, f'C{i % 10}', name if len(runs) > 1 else None)
         if ceilings and key in ceilings: ax.axhline(ceilings[key], color='grey', ls='--', lw=1, label='best possible')
-        ax.set(title=label, xlabel='frames per seed (millions)')
+        ax.set_title(label, fontsize=10); ax.set_xlabel('frames per seed (millions)', fontsize=9)
         ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
     handles = {l: h for ax in axes for h, l in zip(*ax.get_legend_handles_labels())}
     note = 'line: mean over seeds; band: its 95 % bootstrap interval' if any(ax.collections for ax in axes) else None

@@ -38,7 +38,7 @@ class Motion(NamedTuple):
     after:Tensor # [S,T,B,n] state after each step; at the last step of an episode, the terminal state
     action:Tensor # [S,T,B,A], or [S,T,B] of a discrete world
     reward:Tensor # [S,T,B] rewards
-    episode:Tensor # [S,T,B] number of the episode, from 0; N or more: the task was over
+    episode:Tensor # [S,T,B] number of the episode, from 0; N or more: the task had ended
     end:Tensor # [S,T,B] bool, last step of an episode
     task:Tensor # [S,B,D] tasks
 
@@ -85,7 +85,8 @@ def episode(
 def returns(
     motion:Motion, # recorded tasks
     episodes:int, # N
-    b:int=0, s:int=0, # number of the task; index of the seed
+    b:int=0, # number of the task
+    s:int=0, # index of the seed
 )->list: # N floats
     "Return of each episode of one task"
     return [motion.reward[s, motion.episode[s, :, b] == k, b].sum().item() for k in range(episodes)]
@@ -128,7 +129,7 @@ def key(
     text:str, # text of the entry
     **look, # colour, width, ... of the line
 )->Line2D:
-    "An entry of a legend"
+    "Make an entry of a legend"
     return Line2D([], [], label=text, **look)
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a00015
@@ -142,7 +143,7 @@ def draw_speeds(
 )->Figure:
     "Draw forward velocity over time in the first and the last episode, a panel for each task"
     tasks, N, body = motion.task[s].cpu(), world.episodes, world.simulator.body
-    fig = Figure(figsize=(9.6, 2.2*(len(tasks)//4 + 1) + .4), dpi=80, layout='constrained')
+    fig = Figure(figsize=(7.2, 1.8*(len(tasks)//4 + 1) + .4), dpi=100, layout='constrained')
     axes = fig.subplots(len(tasks)//4 + 1, 4, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[len(tasks):]: ax.set_axis_off()
     kind_of, t = kinds(world, tasks), DT*torch.arange(1, world.horizon + 1, dtype=torch.float32, device='cpu')
@@ -172,7 +173,7 @@ def show_goals(
     kind:str, # split: 'train' or 'test'
     size:float, # half the side of the figure (m)
 ):
-    "Draw a cross at each goal, and shade where goals of this split may lie"
+    "Draw a cross at each goal, and shade all possible goals of this split"
     x = torch.linspace(-size, size, 400, dtype=torch.float32, device='cpu')
     allowed = world.family.splits[kind].contains(torch.stack(torch.meshgrid(x, x, indexing='xy'), -1)).float()
     if allowed.any(): ax.contourf(x, x, allowed, levels=[.5, 1.5], colors=[COLOURS[kind]], alpha=.15)
@@ -181,10 +182,10 @@ def show_goals(
 # %% ../../nbs/evaluation/620_motion.ipynb #a6200008
 def show_directions(
     ax, # matplotlib axes
-    world:World, # not used
+    world:World, # not used; `draw_paths` passes the same arguments to `show_goals`
     tasks:Tensor, # [K,1] angles (rad)
     colours:list, # colour of each direction
-    kind:str, # not used
+    kind:str, # not used, as `world`
     size:float, # half the side of the figure (m)
 ):
     "Draw an arrow along each direction"
@@ -195,7 +196,7 @@ def show_directions(
 # %% ../../nbs/evaluation/620_motion.ipynb #64a0001e
 def draw_paths(
     show:Callable, # draws the tasks: `show_goals` or `show_directions`
-    least:float, # smallest half side of the figure (m)
+    smallest:float, # m; the axes reach at least from -smallest to smallest
     world:World, # world of an ant
     motion:Motion, # recorded tasks
     title:str='', # title of the figure
@@ -206,8 +207,8 @@ def draw_paths(
     which = {k: [b for b, kind in enumerate(kinds(world, tasks)) if kind == k] for k in COLOURS}
     def path(k, b): return parts(body, episode(motion, k, b, s)).torso[:, :2].cpu()
     paths = {(k, b): path(k, b) for b in range(len(tasks)) for k in (0, N - 1)}
-    size = max(least, 1.08*max(p.abs().max().item() for p in paths.values()))
-    fig = Figure(figsize=(9.6, 5.6), dpi=80, layout='constrained')
+    size = max(smallest, 1.08*max(p.abs().max().item() for p in paths.values()))
+    fig = Figure(figsize=(7.2, 4.6), dpi=100, layout='constrained')
     axes = fig.subplots(1, 2, sharex=True, sharey=True)
     for ax, (kind, numbers) in zip(axes, which.items()):
         colours = [f'C{i}' for i in range(len(numbers))]
@@ -216,13 +217,14 @@ def draw_paths(
             ax.plot(*paths[0, b].T, color=c, lw=.9, ls=(0, (4, 2)))
             ax.plot(*paths[N - 1, b].T, color=c, lw=2.2)
             for k in (0, N - 1):
-                died = len(paths[k, b]) <= world.horizon
-                ax.plot(*paths[k, b][-1], 'X' if died else 'o', color=c, ms=7 if died else 5, mec='w', mew=.7, zorder=5)
+                early = len(paths[k, b]) <= world.horizon
+                mark, size_of = ('X', 7) if early else ('o', 5)
+                ax.plot(*paths[k, b][-1], mark, color=c, ms=size_of, mec='w', mew=.7, zorder=5)
         ax.set_title(f'{kind} tasks', color=COLOURS[kind])
         ax.set(xlim=(-size, size), ylim=(-size, size), aspect='equal', xlabel='x (m)')
     axes[0].set_ylabel('y (m)')
     keys = [key('episode 1', color='k', lw=.9, ls=(0, (4, 2))), key(f'episode {N}', color='k', lw=2.2)]
-    marks = ('end of the episode', 'o'), ('died early', 'X')
+    marks = ('end of the episode', 'o'), ('ended early', 'X')
     keys += [key(text, color='k', marker=m, ls='', mec='w') for text, m in marks]
     if show is show_goals: keys.append(key('goal', color='k', marker='x', ls='', ms=9, mew=2.5))
     fig.legend(handles=keys, loc='outside lower center', ncols=5, frameon=False)
@@ -233,7 +235,7 @@ def draw_paths(
 class View(NamedTuple):
     "How the motion of a world is drawn"
     body:Body # body of the robot
-    figure:Callable # (world, motion, title, s) -> Figure
+    figure:Callable # function (world, motion, title, s) -> Figure
 
 VIEWS = { # kind of the tasks -> function that draws the motion
     'direction': partial(draw_paths, show_directions, 1.), 'goal': partial(draw_paths, show_goals, 3.1),
@@ -268,7 +270,7 @@ def map_shots(
 def quantized(
     image:Image.Image, # RGB
     colours:int=128, # colours of the palette
-)->Image.Image: # with its own palette
+)->Image.Image: # with a palette of these colours
     "Reduce the colours with an octree, which keeps the colours of small things such as a goal or a trail"
     return image.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
@@ -277,13 +279,13 @@ def write_gif(
     fps:float, # pictures per second
     file, # path of the file
 ):
-    "Write a GIF that repeats for ever"
+    "Write a GIF that repeats without end"
     first, *rest = (quantized(Image.fromarray(x)) for x in images)
     first.save(file, 'GIF', save_all=True, append_images=rest, duration=round(1000/fps), loop=0)
 
 # %% ../../nbs/evaluation/620_motion.ipynb #64a00051
 def ffmpeg()->str:
-    "Path of `ffmpeg`, the system's or that of the package imageio-ffmpeg; raises `Unable` if there is neither"
+    "Path of the program `ffmpeg`, of the system or of the package imageio-ffmpeg; raises `Unable` without either"
     if path := shutil.which('ffmpeg'): return path
     try: return importlib.import_module('imageio_ffmpeg').get_ffmpeg_exe()
     except (ImportError, RuntimeError):
@@ -344,7 +346,7 @@ def read_task(
     world:World, # world of the task
     text:str, # numbers with commas between; empty: the first test task
 )->Tensor: # [D]
-    """Read a task; raises `BadInput` if it is malformed or no task of the world
+    """Read a task; raises `BadInput` if the text is malformed or if the world has no such task
 
     ```python
     >>> from ldm_nb.worlds.robots import ant_direction

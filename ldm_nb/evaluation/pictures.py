@@ -29,7 +29,7 @@ def place_rewards(
     decoder:dict, # parameters of the decoder
     vae:VAE, # settings of the latent dynamics network
     mu:Tensor, # [S,B,P,D] means of the posteriors
-    logvar:Tensor, # [S,B,P,D] their log variances; None: `mu` holds latents, nothing is sampled
+    logvar:Tensor, # [S,B,P,D] log variances of the posteriors; None: `mu` holds latents, nothing is sampled
     gens:list, # `S` generators
     samples:int=32, # samples of the latent and the dropout mask that are averaged
 )->Tensor: # [S,B,P,C]
@@ -57,7 +57,8 @@ def picture_times(
 @torch.no_grad()
 def place_beliefs(
     world:World, # world with a map
-    encoder:dict, decoder:dict, # parameters of Encoder-v and of the decoder
+    encoder:dict, # parameters of Encoder-v
+    decoder:dict, # parameters of the decoder
     vae:VAE, # settings of the latent dynamics network
     traj:Traj, # rollout of B tasks
     gens:list, # `S` generators
@@ -70,13 +71,13 @@ def place_beliefs(
 # %% ../../nbs/evaluation/610_pictures.ipynb #61000002
 def imagined_maps(
     method:Method, # method that imagines tasks
-    cfg, # its settings
+    cfg, # settings of the method
     world:World, # world with a map
     state:dict, # trained state of the method
     gens:dict, # random number generators of all streams, from `generators`
     count:int=6, # imagined tasks M
 )->tuple: # tasks [S,B,2] of the normal workers, mixture weights [S,M,B], imagined rewards [S,M,C]
-    "Rewards of imagined tasks, with dropout if the method imagines with dropout"
+    "Rewards of imagined tasks; with dropout if the setting `imagination_dropout` is on"
     tasks, weights, m_hat = method.mixtures(cfg, world, state, gens, count)
     _, decoder, vae = method.network(cfg, state)
     vae = replace(vae, p_drop=vae.p_drop*cfg.mixture.imagination_dropout)
@@ -94,7 +95,7 @@ def spots(
 def cells_of(
     world:World, # world with a map
     tasks:Tensor, # [...,D] tasks
-)->Tensor: # [...] index of the cell; None if a task is no cell
+)->Tensor: # [...] index of the cell; None if a task is not a cell
     "Cells of the tasks"
     cells = world.map.places[:, :-1].to(tasks.device)
     if tasks.shape[-1] != cells.shape[-1]: return None
@@ -109,7 +110,8 @@ def draw_map(
     path:Tensor=None, # [L,2] cells visited (x, y), drawn as a line
     cross=None, # (x, y) of the cross
     title:str='', # title above the map
-    low:float=-.1, high:float=1., # range of the colours
+    low:float=-.1, # value of the lightest colour
+    high:float=1., # value of the darkest colour
 ): # the image, for a colour bar
     "Draw values on the map, and a path over them"
     (x, y), (left, down) = world.map.plane.T, world.map.places[:, :2].amin(0).tolist()
@@ -158,7 +160,7 @@ def draw_imagined(
 )->Figure:
     "Draw mixture weights above and imagined rewards below, a column for each imagined task"
     M = len(maps)
-    fig = Figure(figsize=(1.75*M + .8, 4.2), dpi=100, layout='constrained')
+    fig = Figure(figsize=(min(7.2, 1.75*M + .8), 4.2 if M < 4 else 3.), dpi=100, layout='constrained')
     axes = fig.subplots(2, M, squeeze=False)
     totals = weights.new_zeros(M, world.n_cells).index_add_(1, cells_of(world, goals), weights)
     for j in range(M):
@@ -179,14 +181,14 @@ def draw_path(
     title:str='', # title of the figure
 )->Figure:
     "Draw the path of each episode over the belief at that step"
-    cell, ends = cells_of(world, goal), [0, *(obs[1:, -1].nonzero().flatten() + 1).tolist()] # steps that end an episode
+    cell, ends = cells_of(world, goal), [0, *(obs[1:, -1].nonzero().flatten() + 1).tolist()] # steps done at each end
     when, cross = picture_times(world), None if cell is None else world.map.places[cell, :2].tolist()
-    fig = Figure(figsize=(8.4, 4.6), dpi=100, layout='constrained')
+    fig = Figure(figsize=(7.2, 4.2), dpi=100, layout='constrained')
     axes = fig.subplots(2, (len(when) + 1)//2)
     for ax in axes.flat: ax.set_axis_off()
     for i, (ax, t) in enumerate(zip(axes.flat, when)):
         k = max(0, sum(e < t for e in ends) - 1)
-        if k >= world.episodes: continue # the task was over
+        if k >= world.episodes: continue # the task had ended
         path = spots(world, torch.cat([obs[:1], obs[ends[k] + 1:t + 1]]))
         values, label = None if beliefs is None else beliefs[i], f'episode {k + 1}, step {t - ends[k]}'
         ax.set_axis_on()

@@ -23,8 +23,8 @@ def check_name(
 def record_name(
     world:str, # name of the world
     method:str, # name of the method
-    variant:str='', # name of the variant; '' or None: settings of the preset
-)->str: # name of a record or a run folder
+    variant:str='', # name of the variant; '' or None: the settings of the preset
+)->str: # name of a file of records (without its ending) or of a run folder
     """Name of the files of a world, a method and a variant
 
     ```python
@@ -40,12 +40,11 @@ def read_records(
     path, # path of a `.jsonl.gz` file
 )->list: # one dict per seed
     "Records of a file; raises `RunError` if it is missing, `Damaged` if it is damaged"
+    def damaged(why): return Damaged(f'{path} is damaged: {why}; move it away, or restore it from a copy')
     try: rows = [json.loads(l) for l in gzip.decompress(Path(path).read_bytes()).decode().splitlines()]
     except FileNotFoundError: raise RunError(f'there is no record {path}') from None
-    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as e:
-        raise Damaged(f'{path} is damaged: {e}; take it out of the way, or put back what it was') from None
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as e: raise damaged(e) from None
     def valid(r):
         return isinstance(r, dict) and a_seed(r.get('seed')) and isinstance(r.get('frames'), list) and r['frames']
     if rows and all(map(valid, rows)): return rows
-    raise Damaged(f'{path} is damaged: it does not hold the curves of seeds; '
-                  'take it out of the way, or put back what it was')
+    raise damaged('it does not hold the curves of seeds')

@@ -38,7 +38,7 @@ def unseal(
     data = Path(path).read_bytes()
     try:
         about = read_header(data)
-        seal = about.pop('sha256', None) # None in files from before there were checksums
+        seal = about.pop('sha256', None) # None in files of format 1, which had no checksums
         number = about.pop('format', 1)
         check_format(path, number)
         if seal or number > 1:
@@ -66,12 +66,13 @@ def lines(
     try: rows = read_jsonl(path)
     except FileNotFoundError: raise RunError(f'{path} is missing: nothing has been measured yet') from None
     except ValueError as e: raise Damaged(f'{e}; without that line the file can be read') from None
-    anew = 'without that line the file can be read'
+    remedy = 'without that line the file can be read'
     for i, r in enumerate(rows, 1):
         if not isinstance(r, dict) or type(r.get('frames')) is not int:
-            raise Damaged(f'{path}, record {i}: frames are missing; {anew}')
+            raise Damaged(f'{path}, record {i}: frames are missing; {remedy}')
         for k in numbers:
-            if not a_number(r.get(k)): raise Damaged(f'{path}, record {i}: {k} is {r.get(k)!r:.40}, no number; {anew}')
+            if not a_number(r.get(k)):
+                raise Damaged(f'{path}, record {i}: {k} is {r.get(k)!r:.40}, not a number; {remedy}')
     return rows
 
 # %% ../../nbs/lab/820_checkpoints.ipynb #5ea1ed25
@@ -149,8 +150,8 @@ def checkpoints(
 # %% ../../nbs/lab/820_checkpoints.ipynb #5ea1ed2b
 def thin(
     folder, # run folder
-    iteration:int, # current iteration; later checkpoints, which a run that went back has left, are not touched
-    keep:int=2, # number of checkpoints that stay
+    iteration:int, # current iteration; later checkpoints are not touched (a run that went back has left them)
+    keep:int=2, # number of checkpoints to keep, up to this iteration
 )->None:
     "Delete old checkpoints; each is renamed first, so that no reader ever sees half of one"
     doomed = Path(folder)/'checkpoint.gone'
@@ -220,7 +221,7 @@ def restore_generators(
     seeds:list, # the `S` seeds
     iteration:int, # iteration of the checkpoint
 )->None:
-    "Set the generators to their saved states, or to new ones if the states are of another kind of device"
+    "Set the generators to their saved states; make new ones if the states are from another kind of device"
     first = gens['task'][0]
     if first.get_state().numel() == state['task'].shape[1]: return set_noise_state(gens, state)
     gens.update(generators(seeds, first.device, f'@{iteration}'))
@@ -243,7 +244,7 @@ def read_seed(
 def upgrade_state(
     t:dict, # tree of tensors of a file, of this version or an earlier one
 )->dict: # params, opt, stats, workers
-    "Rename the entries of an older file to today's names"
+    "Rename the entries of an older file to the present names"
     params, opt, stats, workers = (dict(t.get(k, {})) for k in ('params', 'opt', 'stats', 'workers'))
     if 'carried' in opt: # of an earlier version
         workers = dict(opt.pop('carried'))
@@ -311,7 +312,7 @@ def load_weights(
         raise RunError(f"{folder} has not come to its end: let its training finish ({command('resume', folder)})")
     if about.get('told') and (now := digest(folder)) and about['told'] != now:
         raise Damaged(f'{path} is of another world, method, settings or tasks than config.json says: '
-                      'put back what config.json was')
+                      'restore config.json from a copy')
     if frames > most:
         raise Damaged(f'{path} has seen {frames:,} frames a seed, but the run is of {most:,}: is it of another run?')
     i = [have.index(s) for s in seeds]

@@ -17,7 +17,8 @@ from .origin import commit, machine, versions
 
 # %% ../../nbs/lab/815_config.ipynb #52c0de21
 def new_config(
-    world:str, method:str, # names of world and method
+    world:str, # name of the world
+    method:str, # name of the method
     seeds:list, # integers
     frames:int, # budget of each seed
     **more, # other entries of FIELDS
@@ -52,7 +53,7 @@ FIELDS = dict( # entry of config.json -> function that accepts its value, and wh
     variant=(lambda x: x is None or isinstance(x, str) and is_name(x),
              'a name of letters, digits, dots and hyphens, or null'),
     segments=(list_of(a_segment), 'a list of segments with their frames'),
-    founders=(list_of(a_seed), 'a list of seeds'), # this and the next three: in runs whose seeds have changed
+    founders=(list_of(a_seed), 'a list of seeds'), # this and the next three: only in runs whose seeds have changed
     wanted=(list_of(a_seed), 'a list of seeds'),
     until=whole_number(0, 10**12),
     whole=(a_word, 'a folder'))
@@ -76,7 +77,7 @@ def check_format(
     path, # file, for the message
     number, # format number that the file carries
 )->None:
-    "Raise `Newer` if the format of a file is a later one, `Damaged` if its number makes no sense"
+    "Raise `Newer` if a file has a later format, `Damaged` if the number of its format makes no sense"
     if type(number) is not int or number < 1:
         raise Damaged(f'{path} is damaged: format is {number!r:.40}: allowed is 1 to {FORMAT}')
     if number > FORMAT:
@@ -103,19 +104,20 @@ def write_config(
 def read_config(
     folder, # run folder
 )->dict: # content as it was written, and `format`
-    "The inverse of `write_config`; raises `RunError` if a file is missing or does not fit, `Damaged` if it was changed"
+    "The inverse of `write_config`; raises `RunError` if the file is missing or unfit, `Damaged` if it was changed"
     path = Path(folder)/'config.json'
-    anew = 'put back what it was, or make it anew by the command of the run with another --out, and copy it here'
+    remedy = 'restore it from a copy, or make it again with the command of the run and another --out, and copy it'
     try: config = json.loads(path.read_text(encoding='utf-8'))
     except OSError:
         if any(Path(folder).glob('checkpoint-*')) and not path.exists():
-            raise Damaged(f'{path} is missing; {anew}') from None
+            raise Damaged(f'{path} is missing; {remedy}') from None
         raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None
-    except (ValueError, RecursionError) as e: raise Damaged(f'{path} is damaged: {e}; {anew}') from None
-    if not isinstance(config, dict): raise Damaged(f'{path} is damaged: it holds no settings but {config!r:.40}')
+    except (ValueError, RecursionError) as e: raise Damaged(f'{path} is damaged: {e}; {remedy}') from None
+    if not isinstance(config, dict):
+        raise Damaged(f'{path} is damaged: it holds {config!r:.40}, which is not a table of settings')
     check_format(path, config.get('format', 1))
     if config.pop('sha256', seal := checksum(config)) != seal:
-        raise Damaged(f'{path} was changed after it was written, its checksum differs; {anew}')
+        raise Damaged(f'{path} was changed after it was written, its checksum differs; {remedy}')
     try: return check_config(config)
     except BadInput as e: raise RunError(f'{path} does not fit this version of ldm_nb: {e}') from None
 

@@ -67,7 +67,7 @@ STOPS = [getattr(signal, s) for s in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 
 
 def serve(
     pipe, # end of the pipe to the main process
-    others:list, # inherited ends of other pipes; closed here, because an open copy would keep them alive
+    others:list, # inherited ends of other pipes; this function closes them, because an open copy keeps a pipe open
     answer, # function: request -> answer
 )->None:
     "Answer requests until one is None or the pipe is closed; an error is sent to the main process as text"
@@ -91,7 +91,7 @@ def start_process(
     fork = multiprocessing.get_context('fork')
     main_end, worker_end = fork.Pipe()
     process = fork.Process(target=serve, args=(worker_end, [main_end, *others], answer), daemon=True)
-    with warnings.catch_warnings(): # Python warns of threads in this process; they are torch's and idle
+    with warnings.catch_warnings(): # Python warns of threads in this process; torch started them, and they are idle
         warnings.simplefilter('ignore', DeprecationWarning)
         process.start()
     worker_end.close()
@@ -122,7 +122,9 @@ def receive(
 
 # %% ../../nbs/lab/835_crew.ipynb #3c9a530f
 def worker_process(
-    method:Method, cfg, world:World, # method, its settings, world
+    method:Method, # method that is trained
+    cfg, # settings of the method
+    world:World, # world of the training
     gens:dict, # stream -> generators of the seeds of this process
     progress:Progress, # state of the training of these seeds
     home:dict, # shared memory for their state and the states of their generators (`noise`)
@@ -140,7 +142,14 @@ def worker_process(
 # %% ../../nbs/lab/835_crew.ipynb #3c9a5321
 class Crew:
     "Worker processes that train a stack of seeds on the CPU, each a share of it; a `with` statement ends them"
-    def __init__(self, method:Method, cfg, world:World, gens:dict, progress:Progress, processes:int): # at most S
+    def __init__(self,
+        method:Method, # method that is trained
+        cfg, # settings of the method
+        world:World, # world of the training
+        gens:dict, # stream -> generators of all seeds
+        progress:Progress, # state of the training
+        processes:int, # number of processes, at most S
+    ):
         self.gens, self.pipes, self.members = gens, [], []
         progress.state = tree_map(shared, progress.state)
         self.noise = tree_map(shared, {k: v for k, v in noise_state(gens).items() if k != 'eval'})
@@ -162,8 +171,8 @@ class Crew:
         "Do one iteration of every seed, in place of `iterate`"
         answers = self._ask('step')
         for _, frozen in answers: progress.frozen.update(frozen)
-        def whole(k): return [x for metrics, _ in answers for x in metrics[k]] # of all seeds
-        return {k: torch.tensor(whole(k), dtype=torch.float32, device='cpu') for k in answers[0][0]}
+        def all_seeds(k): return [x for metrics, _ in answers for x in metrics[k]]
+        return {k: torch.tensor(all_seeds(k), dtype=torch.float32, device='cpu') for k in answers[0][0]}
 
     def fetch(self, progress:Progress)->None:
         "Bring state and generators of the stack up to date, before an evaluation or a checkpoint"

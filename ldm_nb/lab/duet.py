@@ -25,7 +25,9 @@ def shared_rollout(
 
 # %% ../../nbs/lab/845_duet.ipynb #55de0012
 def second_process(
-    method:Method, cfg, world:World, # method, its settings, world
+    method:Method, # method that is trained
+    cfg, # settings of the method
+    world:World, # world of the training
     gens:dict, # stream -> generators of this process
     progress:Progress, # state of the training, in shared memory
     real:Traj, # [S,T,n,...] rollout of the normal workers, in shared memory
@@ -57,7 +59,7 @@ def acting_networks(
     state:dict, # params, opt, ... of a method
     owns:tuple, # names of the networks of the second process
 )->dict: # params and, if the method has them, stats
-    "Select what the first process acts with: everything but the networks of the second process"
+    "Select what the first process acts with: all networks except those that the second process updates"
     parts = {k: {n: x for n, x in v.items() if n not in owns} for k, v in iteration_state(state).items() if k != 'opt'}
     return {k: v for k, v in parts.items() if v}
 

@@ -18,7 +18,7 @@ from .checkpoints import iteration_of, checkpoints, disorder, lines, measured, r
 VERDICTS = dict(
     whole='as it was written',
     unsealed='can be read, but was made before there were checksums',
-    unfit='whole, but it does not fit: a measurement is missing, or a setting is unknown',
+    unfit='undamaged, but it does not fit: a measurement is missing, or a setting is unknown',
     damaged='not what was written',
     later='of a later version')
 
@@ -28,7 +28,7 @@ def verdict(
     path, # one of its files
     read, # function without arguments that reads it: -> verdict, comment; raises `RunError` if it cannot be read
 )->tuple: # name of the file, key of `VERDICTS`, comment
-    "Read a file and turn errors into a verdict"
+    "Read a file and return a verdict; an error becomes a verdict too"
     name = str(Path(path).relative_to(folder))
     try: word, comment = read()
     except Newer as e: word, comment = 'later', str(e)
@@ -59,7 +59,7 @@ def check_line_file(
     rows = lines(path, ('seconds',) if path.name == 'timing.jsonl' else ('seed',))
     if seeds and (wrong := disorder(measured(path.parent), seeds)): return 'unfit', wrong
     torn = bool(data := Path(path).read_bytes()) and not data.endswith(b'\n')
-    return 'whole', f'{len(rows)} lines' + ', and a torn one, which is dropped when the run goes on'*torn
+    return 'whole', f'{len(rows)} lines' + ', and an incomplete one, which is dropped when the run is resumed'*torn
 
 def examine(
     folder, # run folder
@@ -98,7 +98,7 @@ def recovery(
         if n.startswith('checkpoint-'): parts.setdefault(n.split('/')[0], set()).add(v)
     good = [c for c, words in parts.items() if not words & {'damaged', 'later'}]
     if not prospects:
-        prospects = [f"{good[-1]} is whole: {command('resume', folder)} goes on once config.json is right"]*bool(good)
+        prospects = [f"{good[-1]} is whole: {command('resume', folder)} continues once config.json is right"]*bool(good)
         prospects += ['weights.safetensors is whole']*(state.get('weights.safetensors') in ('whole', 'unsealed'))
     return '; '.join([count_verdicts(state), *prospects])
 

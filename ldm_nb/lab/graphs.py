@@ -26,7 +26,7 @@ def compiler_works()->str: # what is wrong, in one line; '' if nothing is
 def compiler_trouble(
     device:str, # 'cpu' or a CUDA device
 )->str: # what is wrong, in one line; '' if nothing is
-    "Test whether this machine can compile, in a process of its own if possible"
+    "Test whether this machine can compile, in a separate process if possible"
     if device != 'cpu': return '' if torch.cuda.is_available() else 'torch sees no GPU' # graphs need no compiler
     if not may_fork(): return compiler_works()
     pipe, process = start_process(lambda request: [compiler_works()])
@@ -58,7 +58,7 @@ def cuda_graph(
 # %% ../../nbs/lab/840_graphs.ipynb #54a0b00a
 def no_graph(
     body, # function without arguments, which changes tensors in place
-    state:dict, # tree of the tensors that it changes; not used
+    state:dict, # not used, because nothing is recorded; has the place of the argument of `cuda_graph`
 ): # `body` itself
     "In place of `cuda_graph` on any device: run the function again, without a graph"
     return body
@@ -91,8 +91,14 @@ def clone_noise(
 # %% ../../nbs/lab/840_graphs.ipynb #54ca000e
 class Recorded:
     "Iterations of a stack of seeds, recorded once and then replayed"
-    def __init__(self, method:Method, cfg, world:World, gens:dict, # gens: stream -> generators of all seeds
-                 record=cuda_graph, warm:int=10): # function that records; number of iterations before recording
+    def __init__(self,
+        method:Method, # method that is trained
+        cfg, # settings of the method
+        world:World, # world of the training
+        gens:dict, # stream -> generators of all seeds
+        record=cuda_graph, # function that records
+        warm:int=10, # number of iterations before recording
+    ):
         self.parts, self.record, self.warm, self.shapes = (method, cfg, world, gens), record, warm, None
 
     def begin(self, progress:Progress, noise)->None:

@@ -42,7 +42,7 @@ class Job:
     info:dict # content of config.json: seeds, frames, world, method, device, threads, ...
     world:World # world of the training
     method:Method # method that is trained
-    cfg:object # settings of the method; used on this page are workers, and with a buffer normal and vae
+    cfg:object # settings of the method; this page uses `workers`, and `normal` and `vae` if the method has a buffer
     gens:dict # stream -> generators, from `generators`
     progress:Progress # state of the training
 
@@ -106,10 +106,10 @@ def plan_resume(
     if saved and not p:
         p, path = newest(job, None, lambda text: None)
         if not p: return no(f'no checkpoint of {folder} can be read; nothing was changed')
-        lacks = f'{folder}/metrics.jsonl lacks evaluations of before every checkpoint'
-        notes.append(f'{lacks}: they are lost, the training goes on')
+        lacks = f'{folder}/metrics.jsonl lacks evaluations from before each checkpoint'
+        notes.append(f'{lacks}: they are lost, the training continues')
     if not saved and (folder/'weights.safetensors').exists():
-        return no(f'{folder} has weights but no checkpoint to go on from; ldm evaluate, plot and record still work')
+        return no(f'{folder} has weights but no checkpoint to resume from; ldm evaluate, plot and record still work')
     if not saved and rows: notes.append(f'{folder} has no checkpoint: the run begins again')
     return ResumePlan(p, path, notes, '')
 
@@ -119,7 +119,7 @@ def newest(
     rows:dict, # seed -> metric lines, from `measured`, which the checkpoint must fit; None: do not compare
     warn, # function, called with a line of text for each checkpoint that cannot be used
 )->tuple: # Progress, checkpoint folder; None, None if no checkpoint can be used
-    "Load the newest checkpoint that is whole and fits; raises `Newer` if it has a later version"
+    "Load the newest checkpoint that is undamaged and fits; raises `Newer` if it has a later version"
     initial = job.progress.state
     shapes = {k: v.shape for k, v in flat(initial).items()}
     for path in reversed(checkpoints(job.folder)):
@@ -150,7 +150,7 @@ def restore(
 def finished(
     job:Job, # at iteration 0, on the CPU
 )->Job: # the same job
-    "Load the weights of a finished job, also those of a smaller, earlier budget; raises `RunError` if it has none"
+    "Load the weights of a finished job, also of a smaller, earlier budget; raises `RunError` if it has no weights"
     weights, frames = load_weights(job.folder, job.info['seeds'], job.info['frames'])
     shapes = [{k: v.shape for k, v in flat(x).items()} for x in (weights, weights_of(job.progress.state))]
     if shapes[0] != shapes[1]: raise Damaged(f'{job.folder}/weights.safetensors is of other settings')
@@ -171,12 +171,12 @@ def prospects(
     elif plan.path is None: text = f'{resume} begins again: there is no checkpoint'
     else:
         lost = 'they are lost' in ' '.join(plan.notes)
-        text = f'{resume} goes on from {plan.path.name}' + ', but evaluations of before are lost'*lost
+        text = f'{resume} continues from {plan.path.name}' + ', but earlier evaluations are lost'*lost
     try: return [text, f'ldm evaluate works, on weights of {finished(job).frames:,} frames a seed']
     except RunError: return [text]
 
 # %% ../../nbs/lab/850_jobs.ipynb #65b00001
-# ours: parts that a line too long leaves out, in this order
+# ours: parts that are dropped from a line that is too long, in this order
 DROPPED = 'sampled', 'name', 'rate', 'train', 'test', 'left', 'bar'
 
 def bar_line(
@@ -236,7 +236,7 @@ def failures(
 # %% ../../nbs/lab/850_jobs.ipynb #913bc7e5
 class Sink:
     "Show the progress of a job: frames per second, time left, returns, test goals missed"
-    def __init__(self, job:Job, every:float=60.): # `every`: seconds between two lines if there is no terminal
+    def __init__(self, job:Job, every:float=60.): # every: seconds between two lines if there is no terminal
         self.job, self.seeds, self.every, self.shown = job, len(job.progress.seeds), every, {}
         self.begun = self.last = self.ticked = time.monotonic() # seconds
         self.start, self.total = job.frames, job.info['frames']
@@ -294,7 +294,7 @@ def evaluate_job(
 def adapts(
     job:Job, # job of any method
 )->bool:
-    "Does the agent adapt in this evaluation? With the setting `adapt_at`, an expensive one may adapt in the last only"
+    "Does the agent adapt in this evaluation? With the setting `adapt_at`, it may adapt in the last evaluation only"
     return getattr(job.cfg, 'adapt_at', 'all') == 'all' or job.frames >= job.info['frames']
 
 # %% ../../nbs/lab/850_jobs.ipynb #342628a6
@@ -326,7 +326,7 @@ def measure(
 # %% ../../nbs/lab/850_jobs.ipynb #dd5468f3
 def max_processes(
     method:Method, # method that is trained
-    cfg, # its settings
+    cfg, # settings of the method
     seeds:int, # S, number of seeds
 )->int: # number of processes
     "Largest number of processes that have work"
@@ -341,12 +341,14 @@ def processes(
 
 # %% ../../nbs/lab/850_jobs.ipynb #dd546901
 def helpers(
-    method:Method, cfg, world:World, # method, its settings, world
+    method:Method, # method that is trained
+    cfg, # settings of the method
+    world:World, # world of the training
     gens:dict, # stream -> generators of all seeds
     progress:Progress, # state of the training
     processes:int, # number of processes, at most `max_processes(...)`
 ): # context manager that gives an object with `step` and `fetch`; with one process it gives None
-    "Start the processes that do the iterations: a crew for several seeds, a duet for one"
+    "Start the processes that run the iterations: a crew for several seeds, a duet for one seed"
     if processes == 1: return nullcontext()
     if len(progress.seeds) > 1: return Crew(method, cfg, world, gens, progress, processes)
     return Duet(method, cfg, world, gens, progress)
@@ -372,7 +374,7 @@ class Stop:
 # %% ../../nbs/lab/850_jobs.ipynb #dd5468fc
 def resume_hint(folder)->str: # run folder
     "Last line of a stopped run: the command that resumes it"
-    return f"go on with: {command('resume', folder)}"
+    return f"continue with: {command('resume', folder)}"
 
 @contextmanager
 def with_hint(
@@ -393,7 +395,7 @@ def execute(
     also=(), # further iterations with an evaluation
     over=None, # function, called before each iteration; True stops the run as Ctrl-C does
 )->int: # exit status: 0 if done, else 128 + number of the signal that stopped it
-    "Train a job to its budget, then `finish` it; raises `Diverged` when its last seed has been frozen"
+    "Train a job to its budget, then `finish` it; raises `Diverged` if its last seed is frozen"
     clock, sink = dict(at=time.monotonic(), frames=job.frames), Sink(job)
     total, fast = job.info['frames']//job.chunk, job.info.get('compile', False)
     last = total if until is None else until
@@ -407,7 +409,7 @@ def execute(
                 train(*job.parts, total, every, look_at, keep, job.info['checkpoint_every'], sink.tick,
                       lambda: stop() or bool(over and over()) or job.progress.iteration >= last,
                       crew and crew.step or recorded and recorded.step, also)
-            except Diverged as e: # save the last good values, with a line that says what happened
+            except Diverged as e: # save the last finite values, with a line that says what happened
                 trim_metrics(job.folder, job.frames - 1) # this state may have been measured already
                 look_at(job.progress)
                 keep(job.progress)

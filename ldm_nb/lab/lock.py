@@ -54,7 +54,7 @@ def locked(
         with open_lock(folder, path, wait):
             try: yield
             finally:
-                if not keep: path.unlink(missing_ok=True) # a waiting process notices
+                if not keep: path.unlink(missing_ok=True) # `open_lock` of a waiting process notices
     finally: thread_lock.release()
 
 # %% ../../nbs/lab/810_lock.ipynb #10c00015
@@ -71,7 +71,7 @@ def open_lock(
         try: f = open(path, 'a+', encoding='utf-8')
         except OSError as e:
             raise RunError(f'cannot write to {folder}: {e.strerror}; '
-                           'to go on elsewhere, copy the folder and resume the copy') from e
+                           'to continue elsewhere, copy the folder and resume the copy') from e
         if not try_lock(f, wait):
             with f: owner = lock_owner(f)
             raise Busy(f'another process ({owner}) is at work in {folder}; wait for it, or stop it first')

@@ -29,10 +29,10 @@ PACKAGES = ('ldm-nb', 'torch', 'mujoco', 'gymnasium', 'numpy')
 
 def versions()->dict: # package -> version; None if it is not installed
     "Find the versions of Python and of the packages that affect results"
-    def of(name):
+    def find(name):
         try: return version(name)
         except PackageNotFoundError: return None
-    return {k.replace('-', '_'): of(k) for k in PACKAGES} | dict(python=platform.python_version())
+    return {k.replace('-', '_'): find(k) for k in PACKAGES} | dict(python=platform.python_version())
 
 # %% ../../nbs/lab/805_origin.ipynb #5da25107
 def machine()->dict: # cpu, cores, gpu

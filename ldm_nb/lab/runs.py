@@ -58,14 +58,14 @@ def create(
 
 # %% ../../nbs/lab/825_runs.ipynb #52c0de30
 class Exists(RunError):
-    "A new run was to be written to a path that holds something already"
+    "The path of a new run holds something already"
 
 def check_empty(folder)->Path: # path of a folder, which may exist
     "Raise `Exists` if the path holds anything but a lock"
     folder = Path(folder)
     inside = folder.iterdir() if folder.is_dir() else [folder]*folder.exists()
     if any(p.name != 'lock' for p in inside):
-        raise Exists(f"{folder} exists already; choose another --out, or go on with: {command('resume', folder)}")
+        raise Exists(f"{folder} exists already; choose another --out, or continue with: {command('resume', folder)}")
     return folder
 
 # %% ../../nbs/lab/825_runs.ipynb #5ea1ed0a
@@ -74,7 +74,7 @@ def trim_metrics(
     frames:int, # frames of one seed at the checkpoint
     seeds:list=None, # seeds whose lines stay; None: all that were measured
 )->None:
-    "Drop lines of `metrics.jsonl` and `timing.jsonl` that lie after `frames`, and metric lines of other seeds"
+    "Drop lines of `metrics.jsonl` and `timing.jsonl` after `frames`, and metric lines of other seeds"
     for name in ('metrics.jsonl', 'timing.jsonl'):
         path = Path(folder)/name
         if not path.exists(): continue
@@ -98,7 +98,7 @@ def segments(
     cfg:dict, # content of config.json, from `read_config`
     times:list=(), # lines of timing.jsonl
 )->list: # dicts with a key `seconds`; a segment of only some seeds has `seeds`
-    "List all segments of a run, the first one included"
+    "List all segments of a run, also the first"
     first = dict(frames=0, **{k: cfg.get(k) for k in ('command', 'commit', 'versions', 'machine', 'device', 'threads')})
     if 'founders' in cfg: first['seeds'] = cfg['founders']
     out = [first, *(dict(s) for s in cfg.get('segments', []))]
@@ -117,7 +117,7 @@ def check_lines(
     folder, # run folder, for the message
     rows:list, # metric lines of one seed
 )->None:
-    "Raise `Damaged` if a line lacks a curve that the first line has, or a value is not a number"
+    "Raise `Damaged` if a line lacks a curve of the first line, or if a value is not a number"
     def fine(k, x): return isinstance(x, list) if k == 'by_task' else a_number(x)
     for r, k in ((r, k) for r in rows for k in CURVES if k in rows[0]):
         if not fine(k, r.get(k)):
@@ -126,7 +126,7 @@ def check_lines(
 
 def curves(
     folder, # run folder
-    strict:bool=True, # require that all seeds were evaluated at the same frames? A record needs it, a picture does not
+    strict:bool=True, # require that all seeds were evaluated at the same frames? Records need this, pictures do not
 )->list: # one dict per seed, in the format of `data/runs`
     "Make the records of a run; raises `RunError` if a seed has no evaluation yet, `Damaged` if evaluations are wrong"
     folder, cfg, out = Path(folder), read_config(folder), []
@@ -154,7 +154,7 @@ def record(
     folders:list, # run folders of one world and method
     data, # folder of records, such as 'data/runs'
     variant:str=None, # name of settings that differ from the preset
-    complete=lambda world, method, stored: stored, # adds today's defaults to stored settings, which may lack new ones
+    complete=lambda world, method, stored: stored, # adds the present defaults to older settings, which may lack some
     mixed:bool=False, # may the seeds have different budgets?
 )->tuple: # path of the file; list of the seeds whose record is new or longer
     "Merge finished runs into their file of records; raises `RunError` if they do not fit it"
@@ -182,7 +182,7 @@ def check_compatible(
     path, # file of records, for the message
     old:list, # records in the file
     new:list, # records of finished runs
-    complete, # (world, method, stored settings) -> settings with today's defaults
+    complete, # function (world, method, stored settings) -> settings with the present defaults
     mixed:bool, # may the seeds have different budgets?
 )->None:
     "Raise `RunError` if a new record is unfinished, or has another preset, other settings or another budget"

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 # %% ../../nbs/lab/800_terminal.ipynb #02b0000a
 class Stream:
-    "Write to a standard stream, if it is still there"
+    "Write to a standard stream, if it is open"
     def __init__(self, name:str): self.name = name # 'stdout' or 'stderr'
     file = property(lambda self: getattr(sys, self.name, None))
     encoding = property(lambda self: getattr(self.file, 'encoding', None) or 'utf-8')
@@ -28,7 +28,7 @@ class Stream:
         with suppress(AttributeError, ValueError, OSError): # no stream; a closed one; a pipe that nobody reads
             self.file.write(fitting(text, self.encoding))
             self.file.flush()
-    def flush(self)->None: "Every write is flushed already"
+    def flush(self)->None: "Do nothing, because `write` flushes"
 
 def fitting(
     text:str, # any text
