@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from matplotlib.figure import Figure
+from .palette import line_colours
 from .records import read_records
 from .evaluate import iqm, confidence_interval
 
@@ -134,18 +135,18 @@ def draw_bands(
     runs:dict, # name of a method -> Curves
     keys:dict, # name of a curve -> title of its panel
     kinds:tuple=('std', 'iqm'), # kinds of band, a row of panels for each
-    colours:dict=None, # name of a method -> colour; None: in the order of `runs`
+    colours:dict=None, # name of a method -> colour; None: from the palette
     lines:dict=None, # name of a curve -> {label of a dashed line: its height}
     best:dict=None, # name of a curve -> best possible value, for the axis of the regret
 )->Figure:
     "Draw a panel for each curve and each kind of band"
     fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
     axes = fig.subplots(len(kinds), len(keys), squeeze=False, sharex=True)
-    names = dict(std='mean ± std', iqm='IQM, 95 % interval')
+    names, colours = dict(std='mean ± std', iqm='IQM, 95 % interval'), colours or line_colours(runs)
     for i, kind in enumerate(kinds):
         for ax, (key, title) in zip(axes[i], keys.items()):
-            for k, (label, c) in enumerate(runs.items()):
-                colour, frames = (colours or {}).get(label, f'C{k}'), [f/1e6 for f in c.frames]
+            for label, c in runs.items():
+                colour, frames = colours[label], [f/1e6 for f in c.frames]
                 mid, low, high = band(smooth(c.values[key]), kind)
                 ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
                 ax.plot(frames, mid, color=colour, lw=1.6, label=label)

@@ -31,5 +31,6 @@ def line_colours(
     labels, # labels of the lines of a figure
 )->dict: # label -> colour
     "Colours of the methods; where two lines would share one, colours by number"
-    of_methods = {x: colour(x, i) for i, x in enumerate(labels)}
-    return of_methods if len(set(of_methods.values())) == len(of_methods) else {x: f'C{i}' for i, x in enumerate(of_methods)}
+    by_name = {x: colour(x, i) for i, x in enumerate(labels)}
+    distinct = len(set(by_name.values())) == len(by_name)
+    return by_name if distinct else {x: f'C{i}' for i, x in enumerate(by_name)}
