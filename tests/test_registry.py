@@ -142,7 +142,7 @@ BAD = {
     'an argument': (['train', 'my_worlds:Needs'], 'size has no default'),
     'a broken module': (['train', 'broken:Maze'], 'broken cannot be imported: broken.py, line 2: ZeroDivisionError'),
     'its own error': (['train', 'my_worlds:Maze', '--rows', '1'], 'cannot be made with rows 1'),
-    'no method': (['train', 'gridworld', '--method', 'my_methods:RL2'], 'that is no Method'),
+    'no method': (['train', 'gridworld', '--method', 'my_methods:RL2'], 'that is not a Method'),
     'no method module': (['train', 'gridworld', '--method', 'no_methods:M'], 'there is no module no_methods here'),
     'two meanings': (['train', 'my_worlds:Clash'], 'its option workers is a setting of the method too'),
     'an option of train': (['train', 'my_worlds:Taken'], 'its option seeds is an option of ldm train too'),
