@@ -239,4 +239,4 @@ def test_kept_networks(name):
 def test_kept_networks_are_evaluated(tmp_path):
     assert '| ldm | test | 27 |' in ldm(tmp_path, 'evaluate', ROOT/'data'/'weights'/'gridworld-ldm.safetensors')
     (tmp_path/'x.safetensors').write_bytes(b'none')
-    assert 'x.safetensors is no file of networks' in ldm(tmp_path, 'evaluate', 'x.safetensors', status=2)
+    assert 'x.safetensors is not a file of networks' in ldm(tmp_path, 'evaluate', 'x.safetensors', status=2)
