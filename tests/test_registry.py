@@ -169,7 +169,7 @@ def test_a_run_folder_elsewhere(run, tmp_path):
     "The world is not there: one line with what to do, and nothing about versions"
     for command in ('resume', 'evaluate', 'plot', 'record'):
         text = ldm(tmp_path, command, run, status=2)
-        assert 'cannot be opened here: world is my_worlds:Maze, but there is no module my_worlds here: run this in the folder' in text and 'version' not in text
+        assert 'cannot be opened: world is my_worlds:Maze, but there is no module my_worlds here: run this in the folder' in text and 'version' not in text
     r = subprocess.run([*LDM, 'evaluate', str(run)], cwd=tmp_path, env=ENV | dict(PYTHONPATH=f'{ROOT}{os.pathsep}{run.parents[1]}'), capture_output=True)
     assert r.returncode == 0
 
