@@ -157,7 +157,7 @@ BAD = {
     'digits of a setting': (['train', 'gridworld', '--workers=' + '9'*5000], 'workers is 9999'),
     'digits of a size': (['train', 'gridworld', '--policy-layers', '16', '9'*5000], 'policy_layers is 9999'),
     'digits of iterations': (['bench', '--iterations', '9'*5000], 'iterations is 9999'),
-    'one folder twice': (['plot', 'a', './a'], 'one folder stands there twice'),
+    'one folder twice': (['plot', 'a', './a'], 'one folder is named twice'),
     'plot nowhere': (['plot', 'a', 'b', '--out', 'none/x.png'], 'there is no folder none'),
     'plot as what': (['plot', 'a', 'b', '--out', 'x.gif'], '.png, .pdf, .svg'),
     'measure': (['reproduce', '--measure'], 'it goes with --list'),

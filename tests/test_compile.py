@@ -80,4 +80,4 @@ def test_no_compiler_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(torch, 'compile', missing)
     assert not can_compile('cpu', WORLD, None)
     assert capsys.readouterr().err == \
-        'ldm: no compiler works here (RuntimeError: No working C++ compiler found); going on without --compile\n'
+        'ldm: no compiler works on this machine (RuntimeError: No working C++ compiler found); continuing without --compile\n'

@@ -223,7 +223,7 @@ def test_runs_of_one_name_are_told_apart(capsys, monkeypatch, runs, tmp_path):
     assert plot('x/run', 'y/run')[0] == 0 and list(seen[-1]) == ['x/run', 'y/run']
     assert plot('x/run', 'z/other')[0] == 0 and list(seen[-1]) == ['rl2', 'varibad']
     code, _, err = plot('x/run', 'x/../x/run')
-    assert code == 2 and 'one folder stands there twice' in err and len(seen) == 2
+    assert code == 2 and 'one folder is named twice' in err and len(seen) == 2
 
 @pytest.mark.parametrize('suffix,head', [('.png', b'\x89PNG'), ('.pdf', b'%PDF'), ('.svg', b'<?xml')])
 def test_the_name_says_the_format(suffix, head, capsys, monkeypatch, runs, tmp_path):
@@ -238,9 +238,9 @@ def test_files_are_looked_at_first(capsys, monkeypatch, runs, tmp_path):
     monkeypatch.chdir(ROOT)
     for argv, says in ((['plot', runs/'x/run', runs/'z/other', '--out', tmp_path/'none'/'c.png'], 'there is no folder'),
                        (['plot', runs/'x/run', runs/'z/other', '--out', tmp_path/'c.txt'], 'must end in .png, .pdf, .svg'),
-                       (['record', runs/'x/run', '--data', tmp_path/'file'], 'no folder'),
-                       (['reproduce', '3', '--data', tmp_path/'file'/'runs'], 'no folder'),
-                       (['reproduce', '3', '--runs', tmp_path/'file'], 'no folder'),
+                       (['record', runs/'x/run', '--data', tmp_path/'file'], 'not a folder'),
+                       (['reproduce', '3', '--data', tmp_path/'file'/'runs'], 'not a folder'),
+                       (['reproduce', '3', '--runs', tmp_path/'file'], 'not a folder'),
                        (['bench', '--json', tmp_path/'new'/'x.jsonl'], 'there is no folder')):
         code, out, err = ldm(capsys, *argv)
         assert code == 2 and says in err and not out, (argv, err)

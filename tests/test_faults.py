@@ -491,7 +491,7 @@ def test_two_processes(copy, capsys):
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 12*1920)
     assert code == 2 and f'another process ({p.pid}) is at work' in err and contents(copy) == before
-    assert f'process {p.pid} is at work here' in ldm(capsys, 'check', copy)[1]
+    assert f'process {p.pid} is at work in this folder' in ldm(capsys, 'check', copy)[1]
     p.kill(); p.join()
     assert 'at work' not in ldm(capsys, 'check', copy)[1]
     assert ldm(capsys, 'resume', copy)[0] == 0

@@ -142,7 +142,7 @@ BAD = {
     'an argument': (['train', 'my_worlds:Needs'], 'size has no default'),
     'a broken module': (['train', 'broken:Maze'], 'broken cannot be imported: broken.py, line 2: ZeroDivisionError'),
     'its own error': (['train', 'my_worlds:Maze', '--rows', '1'], 'cannot be made with rows 1'),
-    'no method': (['train', 'gridworld', '--method', 'my_methods:RL2'], 'that is no Method'),
+    'no method': (['train', 'gridworld', '--method', 'my_methods:RL2'], 'that is not a Method'),
     'no method module': (['train', 'gridworld', '--method', 'no_methods:M'], 'there is no module no_methods here'),
     'two meanings': (['train', 'my_worlds:Clash'], 'its option workers is a setting of the method too'),
     'an option of train': (['train', 'my_worlds:Taken'], 'its option seeds is an option of ldm train too'),
@@ -169,7 +169,7 @@ def test_a_run_folder_elsewhere(run, tmp_path):
     "The world is not there: one line with what to do, and nothing about versions"
     for command in ('resume', 'evaluate', 'plot', 'record'):
         text = ldm(tmp_path, command, run, status=2)
-        assert 'cannot be opened here: world is my_worlds:Maze, but there is no module my_worlds here: run this in the folder' in text and 'version' not in text
+        assert 'cannot be opened: world is my_worlds:Maze, but there is no module my_worlds here: run this in the folder' in text and 'version' not in text
     r = subprocess.run([*LDM, 'evaluate', str(run)], cwd=tmp_path, env=ENV | dict(PYTHONPATH=f'{ROOT}{os.pathsep}{run.parents[1]}'), capture_output=True)
     assert r.returncode == 0
 
@@ -239,4 +239,4 @@ def test_kept_networks(name):
 def test_kept_networks_are_evaluated(tmp_path):
     assert '| ldm | test | 27 |' in ldm(tmp_path, 'evaluate', ROOT/'data'/'weights'/'gridworld-ldm.safetensors')
     (tmp_path/'x.safetensors').write_bytes(b'none')
-    assert 'x.safetensors is no file of networks' in ldm(tmp_path, 'evaluate', 'x.safetensors', status=2)
+    assert 'x.safetensors is not a file of networks' in ldm(tmp_path, 'evaluate', 'x.safetensors', status=2)

@@ -77,7 +77,7 @@ def test_interrupted_and_longer(reproduce, monkeypatch):
         m.setattr(jobs.Sink, 'tick', interrupting)
         assert reproduce('3')[0] == 130
     code, _, err = reproduce('3')
-    assert code == 0 and 'going on with' in err
+    assert code == 0 and 'continuing ' in err
     reproduce.table.write_text(reproduce.table.read_text().replace(',3:5,4000\n1c', ',3:5,9000\n1c'))
     assert reproduce('3')[0] == 0
     rows, = [read_records(reproduce.data/'gridworld-rl2.jsonl.gz')]
@@ -112,7 +112,7 @@ def test_another_process_is_at_work(reproduce, monkeypatch):
     code, _, err = reproduce('3')
     p.kill(); p.join()
     assert code == 2 and f'figure 3 has to wait: another process ({p.pid}) is at work in {folder}\n' in err
-    assert 'all else is done' in err.splitlines()[-1]
+    assert 'all other runs are done' in err.splitlines()[-1]
     assert [x.name for x in reproduce.data.iterdir()] == ['gridworld-rl2-release.jsonl.gz']
     assert reproduce('3')[0] == 0 and len(list(reproduce.data.iterdir())) == 2
 
