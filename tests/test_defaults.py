@@ -169,11 +169,11 @@ def test_tables_and_pictures_of_a_notebook():
     "The yardstick, intervals, a map"
     def look():
         from ldm_nb.evaluation.bayes import hunt, optimum
-        from ldm_nb.evaluation.compare import smooth, student, welch
+        from ldm_nb.evaluation.compare import moving_average, student, welch
         from ldm_nb.evaluation.evaluate import confidence_interval, iqm
         from ldm_nb.worlds.robots import at_rest, cheetah_velocity
         x = WORLD.family.splits['eval'].tasks.sum(1)
-        return optimum(hunt([[0, 2], [2, 0]])), confidence_interval(x), iqm(x).item(), student(3.), welch(x, x), smooth(x).tolist(), \
+        return optimum(hunt([[0, 2], [2, 0]])), confidence_interval(x), iqm(x).item(), student(3.), welch(x, x), moving_average(x).tolist(), \
             at_rest(cheetah_velocity(horizon=3)).tolist()
     want = look()
     for name in DEFAULTS:

@@ -11,7 +11,7 @@ from ldm_nb.lab.catalogue import catalogue, settings_in
 from ldm_nb.lab.cli import main
 from ldm_nb.lab.door import help_of, usage
 from ldm_nb.evaluation.evaluate import draw_curves
-from ldm_nb.lab.options import COMMANDS, fitted, options_of
+from ldm_nb.lab.options import COMMANDS, wrapped_text, options_of
 from ldm_nb.lab.presets import METHODS, WORLDS, as_stored, preset, presets_of
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +191,7 @@ def test_presets_and_tasks_are_described(capsys, runs):
 
 def test_tables_break_between_words():
     table = '| record | state |\n|---|--:|\n| gridworld-extrapolation-ldm | missing: 8 seeds |'
-    lines = fitted(table, 34).splitlines()
+    lines = wrapped_text(table, 34).splitlines()
     assert max(map(len, lines)) <= 34 and [l.split()[1] for l in lines[2:]] == ['gridworld-', 'extrapolation-', 'ldm']
 
 def test_a_wrong_device_is_the_options_fault(capsys, runs):

@@ -16,7 +16,7 @@ from ldm_nb.lab.lock import locked
 from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, WORLDS, assemble, load_agent, preset
 from ldm_nb.lab.config import read_config
 from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed, save_checkpoint, sealed, unseal
-from ldm_nb.lab.runs import curves
+from ldm_nb.lab.runs import run_records
 from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
@@ -603,7 +603,7 @@ def test_segments(copy, tmp_path, capsys):
     write_json(copy/'config.json', dict(config, commit='0'*40))
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 10*1920, '--threads', '2')
     assert code == 0 and 'a new segment: threads 1 -> 2, commit 000000000000 -> ' in err and 'equal in distribution' in err
-    row = curves(copy)[0]
+    row = run_records(copy)[0]
     first, second = row['segments']
     assert (first['frames'], second['frames'], second['threads']) == (0, FRAMES, 2) and second['seconds'] > 0
     assert {'command', 'commit', 'versions', 'machine', 'device', 'threads', 'seconds'} <= first.keys() & second.keys()

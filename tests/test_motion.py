@@ -18,7 +18,7 @@ from ldm_nb.worlds.gridworld import gridworld
 from ldm_nb.worlds.simulator import ANT, CHEETAH, load, parts
 from ldm_nb.worlds.robots import ant_direction, ant_goal, cheetah_velocity
 from ldm_nb.worlds.film import camera
-from ldm_nb.evaluation.motion import episode, film, returns, view, watch
+from ldm_nb.evaluation.motion import episode, film, episode_returns, view, watch
 from ldm_nb.policy.policy import Agent
 from ldm_nb.core.errors import Unable
 from ldm_nb.training.rollout import rollout
@@ -71,7 +71,7 @@ def test_early_ends():
         assert lengths[0] == first
         z = parts(ANT, episode(x, 0, b)).qpos[:, 2]
         assert first == 200 or not .2 <= z[-1] <= 1
-        assert returns(x, 2, b)[0] == pytest.approx(x.reward[0, :first, b].sum().item(), abs=1e-3)
+        assert episode_returns(x, 2, b)[0] == pytest.approx(x.reward[0, :first, b].sum().item(), abs=1e-3)
         assert torch.equal(episode(x, 1, b)[0], x.before[0, first, b])
     assert any((x.episode[0, :, b] > 1).any() for b in range(4))
 
@@ -120,7 +120,7 @@ def test_direction_marks(task):
 def test_a_finished_run_draws_them(tmp_path, monkeypatch):
     "motion.png beside the curves, one of the stack's first seed"
     world = MADE['vel']
-    monkeypatch.setattr(jobs, 'measured', lambda folder: {3: [{}]}); monkeypatch.setattr(jobs, 'curves', lambda *a: None)
+    monkeypatch.setattr(jobs, 'measured', lambda folder: {3: [{}]}); monkeypatch.setattr(jobs, 'run_records', lambda *a: None)
     monkeypatch.setattr(jobs, 'draw_curves', lambda *a: Figure())
     script = SimpleNamespace(agent=lambda cfg, state, greedy: flail(world), network=None, mixtures=None, test_episodes=None)
     info = dict(world='cheetah-vel', method='script', device='cpu')

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ldm_nb.belief.buffer import BUDGET, capacity, places, stored
+from ldm_nb.belief.buffer import BUDGET, capacity, slots_of, stored
 from ldm_nb.core.errors import BadInput
 from ldm_nb.core.remade import remade
 from ldm_nb.core.seeds import generators
@@ -126,7 +126,7 @@ def test_buffers_have_a_budget():
     assert capacity(gridworld(), 100_000) == capacity(ant_goal(), 100_000) == 100_000
     assert capacity(replace(world, horizon=10**6), 50) == 1 and capacity(world, 50) == 50
     assert stored(cfg, world, 10**6) == room and stored(cfg, gridworld(), 10**6) == 100_000
-    at = places(cfg, world, room//14)
+    at = slots_of(cfg, world, room//14)
     assert at['at'].max() < room and at['held'] == room
     with pytest.raises(BadInput, match='hold an iteration'): check(cfg, replace(world, horizon=10**5, map=None))
 
@@ -193,8 +193,8 @@ def test_strangers_train(method, make, more):
 
 def test_many_heads_where_tasks_end_early():
     "The multi-head decoder counts every step of a task; the defaults choose the other one, and a wish for it is refused"
-    from ldm_nb.lab.entries import plain
-    cfg = plain(cliff(), 'varibad')
+    from ldm_nb.lab.entries import default_settings
+    cfg = default_settings(cliff(), 'varibad')
     assert cfg.vae.decoder == 'single-head' and check(cfg, cliff(), varibad.METHOD) == cfg
     with pytest.raises(BadInput, match='tasks of cliff may end early, set it to single-head'):
         check(override(cfg, decoder='multi-head'), cliff(), varibad.METHOD)

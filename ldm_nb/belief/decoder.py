@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 import torch
 from torch import Tensor
-from ..core.settings import one_of, sourced, size, within
+from ..core.settings import one_of, with_source, size, within
 from ..core.bits import elementwise, row_sum
 from ..core.layers import init_linear, init_mlp, linear, mlp
 from ..worlds.tasks import World
@@ -73,8 +73,9 @@ class VAE:
 
 # %% ../../nbs/belief/210_decoder.ipynb #d59e0ea4
 TRANSITIONS = ( # setting -> (value in worlds with continuous actions, its source)
-    sourced('release: MuJoCo', decoder_inputs='transition', decoder_layers=(64, 32), vae_batch=10, buffer_size=10_000)
-    | sourced('release: MuJoCo, its mean over transitions amounts to 50', kl_weight=50.))
+    with_source('release: MuJoCo', decoder_inputs='transition', decoder_layers=(64, 32), vae_batch=10,
+                buffer_size=10_000)
+    | with_source('release: MuJoCo, its mean over transitions amounts to 50', kl_weight=50.))
 
 # %% ../../nbs/belief/210_decoder.ipynb #6948662f
 def transition_inputs(

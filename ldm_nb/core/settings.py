@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'KINDS', 'ARGUMENT_RANGES', 'within', 'size', 'one_of', 'override', 'settings', 'Rule', 'rules', 'check_value',
-           'of_kind', 'with_values', 'sources', 'field_comment', 'sourced', 'arguments', 'argument_comment']
+           'of_kind', 'with_values', 'sources', 'field_comment', 'with_source', 'arguments', 'argument_comment']
 
 # %% ../../nbs/core/065_settings.ipynb #65a90004
 import inspect, re, sys
@@ -152,7 +152,7 @@ def field_comment(
     return ''
 
 # %% ../../nbs/core/065_settings.ipynb #65a90019
-def sourced(
+def with_source(
     where:str, # source of all these values
     **values, # name of a setting -> value
 )->dict: # name of a setting -> (value, source)

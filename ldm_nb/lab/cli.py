@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'own_process', 'STARTS', 'set_device', 'check_device', 'can_compile', 'drop_option', 'setting_options',
-           'check_settings', 'parse_train', 'start_train', 'describe', 'news', 'some_seeds', 'start_resume', 'resumed',
-           'start_check', 'splits_of', 'start_evaluate', 'start_render', 'check_file', 'check_folder', 'start_plot',
-           'labels', 'start_record', 'start_bench', 'piece', 'start_reproduce', 'prepared_process', 'silenced',
-           'lacking_of', 'main', 'dispatch']
+           'check_settings', 'parse_train', 'start_train', 'describe', 'segment_changes', 'some_seeds', 'start_resume',
+           'resumed', 'start_check', 'splits_of', 'start_evaluate', 'start_render', 'check_file', 'check_folder',
+           'start_plot', 'labels', 'start_record', 'start_bench', 'run_function', 'start_reproduce', 'prepared_process',
+           'silenced', 'machine_trouble', 'main', 'dispatch']
 
 # %% ../../nbs/lab/884_cli.ipynb #aab8a455
 import errno, os, re, shlex, sys, time, warnings
@@ -30,16 +30,16 @@ from .graphs import compiler_trouble
 from ..evaluation.records import check_name, record_name
 from .origin import versions, commit, machine
 from .config import new_config, read_config, write_config
-from .runs import new_run, curves, segment, segments, record
+from .runs import new_run, run_records, segment, segments, record
 from .lock import locked, at_work
 from .faults import BAD, examine, recovery
 from ..evaluation.evaluate import table, draw_curves
-from ..evaluation.motion import watch, resets, episode, returns, read_task, check_film, film
+from ..evaluation.motion import watch, resets, episode, episode_returns, read_task, check_film, film
 from .jobs import max_processes, execute, restore, finished, evaluate_job, pictures, prospects, with_hint
 from .stacks import change, unfinished_change, planned_changes
 from .bench import bench, report
 from .reproduce import (
-    budget, figure_rows, command, estimate, keep_weights, overview, read_bench, read_table, reproduce,
+    budget, figure_rows, train_command, estimate, keep_weights, overview, read_bench, read_table, reproduce,
     estimate_origin, speed)
 from .entries import METHODS, Chosen, complete, method_of, with_options
 from .opened import opened
@@ -48,9 +48,9 @@ from ldm_nb.lab.presets import (
     eval_every)
 from .collected import collected
 from .options import (
-    Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Bench, columns, fitted, hang,
+    Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Bench, columns, wrapped_text, hang,
     options_of, check_values, parsed, read)
-from .door import door, option, world_word
+from .door import door, option_value, world_word
 
 # %% ../../nbs/lab/884_cli.ipynb #ef527b24
 def set_device(
@@ -81,14 +81,14 @@ def can_compile(
     world, # World of the run
     cfg, # settings of the method
 )->bool:
-    "Whether `--compile` works on this machine; if not, standard error says why"
+    "True if `--compile` works on this machine; if not, standard error says why"
     trouble = compiler_trouble(device)
-    if trouble: trouble = f'no compiler works here ({trouble})'
+    if trouble: trouble = f'no compiler works on this machine ({trouble})'
     elif device != 'cpu' and world.simulator:
         trouble = 'a robot is simulated on the CPU, so its iterations cannot be recorded'
     elif device != 'cpu' and getattr(cfg, 'chunk', 0):
         trouble = 'tasks end within an iteration, so it cannot be recorded'
-    if trouble: err.write(f'ldm: {trouble}; going on without --compile\n')
+    if trouble: err.write(f'ldm: {trouble}; continuing without --compile\n')
     return not trouble
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0003
@@ -148,7 +148,7 @@ def parse_train(
     check_values(plain, argv)
     named = world_word(argv, WORLDS)
     if not named and argv and not argv[0].startswith('-'): make_world(argv[0])
-    names = named or 'gridworld', option(argv, 'method', 'ldm'), option(argv, 'preset', 'paper')
+    names = named or 'gridworld', option_value(argv, 'method', 'ldm'), option_value(argv, 'preset', 'paper')
     while True:
         cfg, more = with_options(names[0], preset(*names)), {k: where for k, (_, where) in changes(*names).items()}
         options = plain + setting_options(cfg, more)
@@ -176,7 +176,7 @@ def describe(
     all_of:Chosen, # all settings of the run
     argv:list, # words after `ldm train`, to record the command
 )->dict: # the content of config.json
-    "Describe a new run and set the device; raises `BadInput` for options that make no sense"
+    "Describe a new run and set the device; raises `BadInput` for wrong values"
     cfg, (frames, seeds) = all_of.method, usual(run.world, run.preset)
     world = make_world(run.world, **settings(all_of.world))
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
@@ -189,23 +189,24 @@ def describe(
     faster = run.compile and can_compile(run.device, world, cfg)
     check_simulator(world)
     frames = iterations(cfg, world, frames)*frames_of(cfg, world) # whole iterations
-    command = shlex.join(['ldm', 'train', *drop_option(argv, '--out')])
+    train_command = shlex.join(['ldm', 'train', *drop_option(argv, '--out')])
     return new_config(run.world, run.method, seeds, frames, preset=run.preset, variant=run.variant or None,
                       device=run.device, threads=threads, compile=faster, checkpoint_every=run.checkpoint_every,
-                      config=settings(all_of), tasks=world.family.splits['eval'].tasks.tolist(), command=command)
+                      config=settings(all_of), tasks=world.family.splits['eval'].tasks.tolist(), command=train_command)
 
 # %% ../../nbs/lab/884_cli.ipynb #39dae239
-def news(
-    old:dict, new:dict, # two segments of a run
+def segment_changes(
+    old:dict, # the previous segment of a run
+    new:dict, # the new segment
 )->str: # '' if nothing differs
     """Say what differs between two segments of a run
 
     ```python
     >>> a = dict(device='cpu', threads=1, commit='12ab', versions=dict(torch='2.9'), machine=dict(cpu='x'))
-    >>> news(a, dict(a, threads=2))
+    >>> segment_changes(a, dict(a, threads=2))
     'a new segment: threads 1 -> 2; results are the same to the last bit'
-    >>> news(a, dict(a, commit='34cd'))
-    'a new segment: commit 12ab -> 34cd; results are equal in distribution from here on, not to the last bit'
+    >>> segment_changes(a, dict(a, commit='34cd'))
+    'a new segment: commit 12ab -> 34cd; results are equal in distribution from now on, not to the last bit'
 
     ```
     """
@@ -216,7 +217,7 @@ def news(
         else: plain[k] = a, b
     changed = {k: (a, b) for k, (a, b) in plain.items() if a != b and k not in ('cores', 'ldm_nb')}
     if not changed: return ''
-    same = 'equal in distribution from here on, not to the last bit'
+    same = 'equal in distribution from now on, not to the last bit'
     if set(changed) == {'threads'}: same = 'the same to the last bit'
     what = ', '.join(f'{k} {str(a)[:12]} -> {str(b)[:12]}' for k, (a, b) in changed.items())
     return f'a new segment: {what}; results are {same}'
@@ -226,7 +227,7 @@ def some_seeds(
     option:str, # name of the option, for the message
     text:str, # its value, such as '3,7' or '0:4'; '': none
 )->list:
-    """Seeds of an option; raises `BadInput` if they make no sense
+    """Seeds of an option; raises `BadInput` if the text does not name seeds
 
     ```python
     >>> some_seeds('without', '3,7'), some_seeds('seeds', '')
@@ -248,15 +249,15 @@ def start_resume(
     add, remove = (some_seeds(k, getattr(run, k)) for k in ('seeds', 'without'))
     changes = [f'--{k} {getattr(run, k)}' for k in ('frames', 'seeds', 'without') if getattr(run, k)]
     with locked(run.run), with_hint(run.run):
-        job, command = resumed(run, info, frames), ' '.join(['ldm resume RUN', *changes])
+        job, train_command = resumed(run, info, frames), ' '.join(['ldm resume RUN', *changes])
         every = eval_every(job.cfg, job.world)
         for wanted in planned_changes(info['seeds'], unfinished_change(run.run), add, remove):
-            if status := change(job, wanted, assemble, every, command): return status
+            if status := change(job, wanted, assemble, every, train_command): return status
             info = read_config(run.run)
             job = resumed(run, info, frames)
         if job.frames < job.info['frames']:
-            new = segment(job.frames, command, job.info['device'], job.info['threads'])
-            if text := news(segments(info)[-1], new): err.write(text + '\n')
+            new = segment(job.frames, train_command, job.info['device'], job.info['threads'])
+            if text := segment_changes(segments(info)[-1], new): err.write(text + '\n')
             info |= dict(frames=job.info['frames'], segments=[*info.get('segments', []), new])
             write_config(job.folder, info)
         return execute(job, every, over=stop)
@@ -290,12 +291,12 @@ def start_check(
     elif files[0][1] in ('whole', 'unsealed'):
         try: ahead = prospects(assemble(run.run, device='cpu'))
         except RunError as e: files[0] = ('config.json', 'unfit', str(e))
-        except Unable as e: ahead = [f'what a resume would do cannot be found out here: {e}']
+        except Unable as e: ahead = [f'what a resume would do cannot be found out on this machine: {e}']
     width = max(len(name) for name, _, _ in files)
     rows = (hang(f'{word:9} {name:{width}}', text, width + 12, columns()) for name, word, text in files)
     out.write('\n'.join(rows) + '\n')
-    if busy: out.write(f'\nprocess {busy} is at work here: what it writes just now may look damaged\n')
-    if to := unfinished_change(run.run): out.write(f'\na change to seeds {to} was begun: ldm resume goes on with it\n')
+    if busy: out.write(f'\nprocess {busy} is at work in this folder: a file that it is writing may look damaged\n')
+    if to := unfinished_change(run.run): out.write(f'\na change to seeds {to} was begun: ldm resume finishes it\n')
     out.write(f'\n{recovery(run.run, files, ahead)}\n')
     return int(any(word in BAD for _, word, _ in files))
 
@@ -325,7 +326,7 @@ def start_evaluate(
         row = [', '.join(f'{x:g}' for x in task), split, *(f'{x:.2f}' for x in means)]
         if 'reached' in result: row.append(f"{int(result['reached'][:, k, -1].sum())} of {len(result['reached'])}")
         lines.append('| ' + ' | '.join(row) + ' |')
-    out.write(fitted('\n'.join(lines), columns()) + '\n')
+    out.write(wrapped_text('\n'.join(lines), columns()) + '\n')
     return 0
 
 # %% ../../nbs/lab/884_cli.ipynb #93a00002
@@ -342,7 +343,7 @@ def start_render(
     _, agent = load_agent(run.run, seed)
     motion = watch(world, agent, task[None, None], resets(world, [seed], 1))
     film(world, task, episode(motion, k), file, f"{job.info['method']}, seed {seed}, episode {k + 1} of {N}")
-    sums = ', '.join(f'{r:.1f}' for r in returns(motion, N))
+    sums = ', '.join(f'{r:.1f}' for r in episode_returns(motion, N))
     out.write(f"{file}: task {', '.join(f'{x:g}' for x in task)}; returns of its episodes: {sums}\n")
     return 0
 
@@ -370,7 +371,7 @@ def check_folder(
     path = Path(path)
     parent = next(p for p in (path, *path.absolute().parents) if p.exists())
     if parent.is_dir() and os.access(parent, os.W_OK): return path
-    why = 'a folder that cannot be written to' if parent.is_dir() else 'no folder'
+    why = 'a folder that cannot be written to' if parent.is_dir() else 'not a folder'
     raise BadInput(f"{option} is '{path}': {parent} is {why}")
 
 # %% ../../nbs/lab/884_cli.ipynb #f0d03b74
@@ -382,12 +383,12 @@ def start_plot(
     "Run `ldm plot`; raises `BadInput` if no folder is named, `RunError` if one holds no finished run"
     if not run.runs: raise BadInput('name at least one run folder, such as: ldm plot runs/gridworld-ldm')
     if len({os.path.realpath(f) for f in run.runs}) < len(run.runs):
-        raise BadInput('runs: one folder stands there twice')
+        raise BadInput('runs: one folder is named twice')
     file = check_file('out', run.out, FORMATS)
     jobs = [finished(assemble(folder, device='cpu')) for folder in run.runs]
     files = [f for job in jobs for f in pictures(job)]
     if len(jobs) > 1:
-        fig = draw_curves({n: curves(job.folder) for n, job in zip(labels(jobs), jobs)})
+        fig = draw_curves({n: run_records(job.folder) for n, job in zip(labels(jobs), jobs)})
         write_file(file, lambda p: fig.savefig(p, format=file.suffix[1:].lower()))
         files.append(file)
     out.write('\n'.join(map(str, files)) + '\n')
@@ -432,15 +433,15 @@ def start_bench(
     faster = run.compile and can_compile(run.device, world, cfg)
     record = dict(world=run.world) | bench(method, cfg, world, seeds, run.device, processes, run.iterations,
                                            faster=faster)
-    command = shlex.join(['ldm', 'bench', *drop_option(argv, '--json')])
+    train_command = shlex.join(['ldm', 'bench', *drop_option(argv, '--json')])
     record |= dict(method=run.method, preset=run.preset, compiled=faster, versions=versions(), machine=machine(),
-                   commit=commit(), command=command, date=str(date.today()))
+                   commit=commit(), command=train_command, date=str(date.today()))
     out.write(report(record) + '\n')
     if run.json: append_jsonl(run.json, [record])
     return 0
 
 # %% ../../nbs/lab/884_cli.ipynb #93b00002
-def piece(
+def run_function(
     run:Reproduce, # options of the command
     stop, # function without arguments that says when to stop early
 ): # function (folder, Experiment, seeds) -> exit status, for `reproduce`
@@ -450,7 +451,7 @@ def piece(
         if stop(): return 130
         try:
             if not (Path(folder)/'config.json').exists():
-                return start_train([*command(e, seeds), *threads, '--out', str(folder)], stop)
+                return start_train([*train_command(e, seeds), *threads, '--out', str(folder)], stop)
             more = '' if read_config(folder)['frames'] >= budget(e) else f'{e.frames:g}'
             return start_resume(Resume(str(folder), more, threads=run.threads), stop)
         except Diverged: return 0 # every seed diverged; the record says so
@@ -470,16 +471,16 @@ def start_reproduce(
         history = read_bench(Path(run.data).parent/'bench')
         rate = (lambda e, seeds: (speed(e, seeds, cores), '')) if run.measure else partial(estimate, history, cores)
         source = 'measured on this machine now' if run.measure else estimate_origin(history)
-        out.write(fitted(overview(rows, run.data, run.runs, rate, source), columns()) + '\n')
+        out.write(wrapped_text(overview(rows, run.data, run.runs, rate, source), columns()) + '\n')
         return 0
     if own_process.get(): os.nice(19) # not in a notebook, which would stay slow
     def over(): return run.minutes > 0 and time.monotonic() > until
     def keep(folder, e):
         record([folder], run.data, e.variant or None, complete, mixed=True)
         keep_weights(folder, e, table, Path(run.data).parent/'weights')
-    status = reproduce(rows, run.data, run.runs, piece(run, over), keep, lambda text: err.write(text + '\n'))
+    status = reproduce(rows, run.data, run.runs, run_function(run, over), keep, lambda text: err.write(text + '\n'))
     if status == 130 and over():
-        out.write(f'{run.minutes:g} minutes are over; the same command goes on where this one stopped\n')
+        out.write(f'{run.minutes:g} minutes are over; the same command continues where this one stopped\n')
         return 0
     if not status: out.write(f'all runs of {run.figure} are recorded in {run.data}\n')
     return status
@@ -510,10 +511,10 @@ def silenced(stream)->None: # stream whose pipe is broken
     with suppress(ValueError, OSError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 # %% ../../nbs/lab/884_cli.ipynb #884f000c
-def lacking_of(
+def machine_trouble(
     e:Exception, # exception that this package did not raise
 )->str: # '' if it is a fault of the program
-    "Say what the machine lacks"
+    "Message about what the machine lacks"
     text = 'not enough memory for these sizes: use fewer seeds or workers, or --posteriors and --transitions'
     if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or 'DefaultCPUAllocator: ' in str(e): return text
     if isinstance(e, OSError) and e.errno == errno.ENOMEM: return text
@@ -540,7 +541,7 @@ def main(
         except BrokenPipeError: status = 1 # nobody reads the output
         except KeyboardInterrupt as e: status = fail(130, e, 'stopped at once; what was saved before is kept')
         except (MemoryError, torch.OutOfMemoryError, OSError, RuntimeError) as e:
-            if not (text := lacking_of(e)): raise
+            if not (text := machine_trouble(e)): raise
             status = fail(1, e, text)
     sys.exit(status)
 

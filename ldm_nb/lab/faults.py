@@ -12,7 +12,8 @@ from pathlib import Path
 from ..core.errors import Newer, RunError
 from .terminal import command
 from .config import read_config
-from .checkpoints import iteration_of, checkpoints, disorder, lines, measured, read_seed, seal_of, unseal
+from .checkpoints import iteration_of, checkpoints, disorder, measurement_lines, measured, read_seed
+from .checkpoints import seal_of, unseal
 
 # %% ../../nbs/lab/830_faults.ipynb #fa170007
 VERDICTS = dict(
@@ -56,7 +57,7 @@ def check_line_file(
     seeds:list=None, # seeds that must have evaluations; None: do not check
 )->tuple: # verdict, comment
     "Check lines and evaluations of a file; raises `Damaged` if a line cannot be read"
-    rows = lines(path, ('seconds',) if path.name == 'timing.jsonl' else ('seed',))
+    rows = measurement_lines(path, ('seconds',) if path.name == 'timing.jsonl' else ('seed',))
     if seeds and (wrong := disorder(measured(path.parent), seeds)): return 'unfit', wrong
     torn = bool(data := Path(path).read_bytes()) and not data.endswith(b'\n')
     return 'whole', f'{len(rows)} lines' + ', and an incomplete one, which is dropped when the run is resumed'*torn

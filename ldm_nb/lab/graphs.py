@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..core.seeds import lift, tree_map
 from ..worlds.tasks import World
-from ..training.trainer import Method, Progress, iterate, mark, iteration_state
+from ..training.trainer import Method, Progress, iterate, freeze_seeds, iteration_state
 from .crew import Gone, may_fork, receive, send, start_process
 
 # %% ../../nbs/lab/840_graphs.ipynb #54ca0007
@@ -128,5 +128,5 @@ class Recorded:
         if self.shapes != shapes: self.begin(progress, noise)
         for old, new in zip(noise_tensors(self.noise), noise_tensors(noise)): old.copy_(new)
         metrics = {k: v.clone() for k, v in self.replay().items()}
-        mark(progress, metrics)
+        freeze_seeds(progress, metrics)
         return metrics

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DROPPED', 'Job', 'job', 'ResumePlan', 'plan_resume', 'newest', 'restore', 'finished', 'prospects', 'bar_line',
            'bar_parts', 'clock_text', 'terminal_width', 'failures', 'Sink', 'evaluate_job', 'adapts', 'measure',
-           'max_processes', 'processes', 'helpers', 'Stop', 'resume_hint', 'with_hint', 'execute', 'save', 'in_buffer',
-           'finish', 'pictures', 'map_pictures', 'motion_pictures']
+           'max_processes', 'process_count', 'processes_for', 'Stop', 'resume_hint', 'with_hint', 'execute', 'save',
+           'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
 
 # %% ../../nbs/lab/850_jobs.ipynb #51c5876f
 import math, os, signal, threading, time
@@ -29,7 +29,7 @@ from .terminal import command, err, fitting, out
 from ..core.files import write_file
 from .checkpoints import (
     save_checkpoint, load_checkpoint, mend, checkpoints, thin, save_weights, load_weights, measured, timings)
-from .runs import trim_metrics, curves
+from .runs import trim_metrics, run_records
 from ..evaluation.evaluate import evaluate, outcome, summary, table, draw_curves, with_episodes
 from ..evaluation.pictures import cells_of, draw_imagined, draw_path, imagined_maps, place_beliefs
 from ..evaluation.motion import view, watch, resets
@@ -332,7 +332,7 @@ def max_processes(
     "Largest number of processes that have work"
     return seeds if seeds > 1 else 1 + bool(method.duet and method.duet(cfg))
 
-def processes(
+def process_count(
     job:Job, # its `info` has `device` and `threads`
 )->int: # number of processes
     "Number of processes that a job uses"
@@ -340,17 +340,17 @@ def processes(
     return min(job.info['threads'], max_processes(job.method, job.cfg, len(job.progress.seeds))) if may_fork() else 1
 
 # %% ../../nbs/lab/850_jobs.ipynb #dd546901
-def helpers(
+def processes_for(
     method:Method, # method that is trained
     cfg, # settings of the method
     world:World, # world of the training
     gens:dict, # stream -> generators of all seeds
     progress:Progress, # state of the training
-    processes:int, # number of processes, at most `max_processes(...)`
+    process_count:int, # number of processes, at most `max_processes(...)`
 ): # context manager that gives an object with `step` and `fetch`; with one process it gives None
     "Start the processes that run the iterations: a crew for several seeds, a duet for one seed"
-    if processes == 1: return nullcontext()
-    if len(progress.seeds) > 1: return Crew(method, cfg, world, gens, progress, processes)
+    if process_count == 1: return nullcontext()
+    if len(progress.seeds) > 1: return Crew(method, cfg, world, gens, progress, process_count)
     return Duet(method, cfg, world, gens, progress)
 
 # %% ../../nbs/lab/850_jobs.ipynb #dd5468f6
@@ -402,7 +402,7 @@ def execute(
     recorded = Recorded(*job.parts[:-1]) if fast and job.info['device'] != 'cpu' else None
     try:
         with (with_hint(folder := job.info.get('whole', job.folder)), Stop() as stop, compiling(fast and not recorded),
-              helpers(*job.parts, processes(job) if job.progress.iteration < last else 1) as crew):
+              processes_for(*job.parts, process_count(job) if job.progress.iteration < last else 1) as crew):
             def after_fetch(f): return lambda p: (crew and crew.fetch(p), f(p))
             look_at, keep = after_fetch(lambda p: measure(job, sink, clock)), after_fetch(lambda p: save(job, clock))
             try:
@@ -470,7 +470,7 @@ def pictures(
     top = job.world.goal.ceiling
     best = top and {k: top(splits[k].tasks).mean().item() for k in ('train', 'test')}
     rows = measured(job.folder) # empty if the file was lost
-    figs = {'curves.png': draw_curves({job.info['method']: curves(job.folder, False)}, best, name)} if rows else {}
+    figs = {'curves.png': draw_curves({job.info['method']: run_records(job.folder, False)}, best, name)} if rows else {}
     if job.world.map: figs |= map_pictures(job, name)
     if view(job.world): figs |= motion_pictures(job, name)
     for file, fig in figs.items(): write_file(job.folder/file, lambda p: fig.savefig(p, format='png'))

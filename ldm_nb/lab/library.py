@@ -87,7 +87,7 @@ class Evaluation(NamedTuple):
 @one_thread()
 def evaluate(
     what, # a run folder, a file of networks, or the pair (World, Agent) of `load`
-    seed:int=None, # run or file: one of its seeds, None: all; pair: seed of the reset noise, None: 0
+    seed:int=None, # run or file: one of the seeds, None: all; pair: seed of the reset noise, None: 0
     name:str='agent', # name of the agent of a pair, for the table
 )->Evaluation:
     "Play every task of every split; raises `RunError` if there is no trained network"

@@ -13,7 +13,7 @@ from ..core.settings import settings, with_values
 from ..worlds.registry import WORLDS, make_world
 from ..training.trainer import Progress, with_weights
 from .config import read_config
-from .entries import METHODS, complete, method_of, plain, with_options
+from .entries import METHODS, complete, method_of, default_settings, with_options
 from .jobs import Job, finished
 from .presets import assemble, load_agent, loaded, check_simulator
 from .reproduce import kept_weights
@@ -23,7 +23,7 @@ def names_in(
     path, # path of the file
     about:dict, # metadata of the file
 )->tuple: # name of the world, name of the method
-    "World and method of the networks in a file; raises `RunError` if neither metadata nor file name tells"
+    "World and method of the networks in a file; raises `RunError` if neither metadata nor file name has them"
     if 'world' in about and 'method' in about: return about['world'], about['method']
     stem = Path(path).stem
     fits = [(w, m) for w in WORLDS for m in METHODS if f'{stem}-'.startswith(f'{w}-{m}-')]
@@ -52,12 +52,14 @@ def from_file(
 )->Job:
     "Networks of a file in single precision, with their world, method and settings"
     try: params, about = kept_weights(path)
-    except Exception as e: raise RunError(f'{path} is no file of networks: {" ".join(str(e).split())[:80]}') from None
+    except Exception as e:
+        raise RunError(f'{path} is not a file of networks: {" ".join(str(e).split())[:80]}') from None
     world, method = names_in(path, about)
     try:
-        run = with_values(with_options(world, plain(world, method)), complete(world, method, about['config']))
+        defaults = with_options(world, default_settings(world, method))
+        run = with_values(defaults, complete(world, method, about['config']))
         made = make_world(world, **settings(run.world))
-    except BadInput as e: raise RunError(f'{path} cannot be opened here: {e}') from None
+    except BadInput as e: raise RunError(f'{path} cannot be opened: {e}') from None
     check_simulator(made)
     info = dict(world=world, method=method, device='cpu', **about)
     return Job(path, info, made, method_of(made, method), run.method, generators(about['seeds']),

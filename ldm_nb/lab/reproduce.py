@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'DRAWN_FROM_NETWORKS', 'Experiment', 'parse_settings', 'row_settings', 'world_of', 'read_table', 'config',
-           'figure_rows', 'differing_settings', 'missing_seeds', 'budget', 'kept_of', 'unused_folder', 'span',
-           'longest_run', 'command', 'reproduce', 'train_row', 'keep_weights', 'kept_weights', 'with_more', 'speed',
-           'estimate', 'read_bench', 'estimate_origin', 'overview', 'figure_curves', 'check_labels', 'missing_line',
-           'Networks', 'kept_networks', 'networks_line']
+           'figure_rows', 'differing_settings', 'missing_seeds', 'budget', 'stored_seeds', 'unused_folder',
+           'seeds_text', 'longest_run', 'train_command', 'reproduce', 'train_row', 'keep_weights', 'kept_weights',
+           'merge_networks', 'speed', 'estimate', 'read_bench', 'estimate_origin', 'overview', 'figure_curves',
+           'check_labels', 'Networks', 'kept_networks']
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00004
 import csv, json, shlex, math, time
@@ -29,7 +29,7 @@ from .checkpoints import iteration_of, checkpoints, load_weights
 from .runs import Exists
 from ..evaluation.compare import read_curves
 from .lock import Busy, locked
-from .jobs import helpers, max_processes
+from .jobs import processes_for, max_processes
 from .presets import (
     PRESETS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
     check, iterations, parse_frames, parse_seeds)
@@ -44,17 +44,17 @@ class Experiment(NamedTuple):
     variant:str # name of the changed settings, for the record; '': the preset as it is
     settings:dict # name -> value of each setting that differs from the preset
     seeds:list # integers
-    frames:int # frames per seed, at least
+    frames:int # frames per seed; a run may be longer
 
     @property
     def name(self)->str:
-        "Name of its record"
+        "Name of the record of this row"
         return record_name(self.world, self.method, self.variant)
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0001
 def parse_settings(
     text:str, # such as 'weights=per-dimension kl_weight=1'
-    cfg, # settings of a run, which tell the types
+    cfg, # settings of a run; the values have the types to read
 )->dict: # name -> value
     "Read changed settings; raises `BadInput` for an unknown name or a value of the wrong type"
     changed, now = {}, settings(cfg)
@@ -109,7 +109,7 @@ def read_table(
 def config(
     e:Experiment, # a row
 ): # settings of its method
-    "Settings of a row's method, checked; raises `BadInput` if a setting is out of range"
+    "Checked settings of the method of a row; raises `BadInput` if a setting is out of range"
     world = world_of(e)
     return check(row_settings(e).method, world, method_of(world, e.method))
 
@@ -127,7 +127,7 @@ def differing_settings(
     e:Experiment, # a row
     stored:dict, # settings as JSON stores them, with lists for tuples
 )->list: # names of the settings that differ
-    "Compare stored settings with those of a row; a setting that did not exist yet had its default"
+    "Names of the settings that differ from a row; a missing setting counts as its default"
     want, have = as_stored(row_settings(e)), complete(e.world, e.method, stored)
     return [k for k in {**want, **have} if k not in want or k not in have or have[k] != want[k]]
 
@@ -136,8 +136,8 @@ DRAWN_FROM_NETWORKS = {'4', '8a', '8b', '8c', '8d', 'B', 'imagined'} # figures d
 
 def missing_seeds(
     e:Experiment, # a row
-    data, # folder of the records; the folder `weights` lies beside it
-)->list: # seeds; all of the row's if only the networks are missing
+    data, # folder of the records, such as data/runs; the networks are in data/weights
+)->list: # seeds; all seeds of the row if only the networks are missing
     "Seeds whose record is missing or too short; raises `RunError` if the record has other settings"
     path = Path(data)/f'{e.name}.jsonl.gz'
     rows = read_records(path) if path.exists() else []
@@ -149,7 +149,7 @@ def missing_seeds(
     if missing := [s for s in e.seeds if s not in done]: return missing
     sound = set(e.seeds) - frozen
     needs_networks = e.figure in DRAWN_FROM_NETWORKS and sound
-    return e.seeds if needs_networks and sound.isdisjoint(kept_of(e, Path(data).parent/'weights')) else []
+    return e.seeds if needs_networks and sound.isdisjoint(stored_seeds(e, Path(data).parent/'weights')) else []
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0007
 def budget(
@@ -160,11 +160,11 @@ def budget(
     return iterations(cfg, world, e.frames)*frames_of(cfg, world)
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f000a
-def kept_of(
+def stored_seeds(
     e:Experiment, # a row
     weights, # folder of the networks, e.g. 'data/weights'
 )->list: # seeds
-    "The row's seeds whose networks are stored and have seen enough frames"
+    "Seeds of the row whose stored networks have seen enough frames"
     path = Path(weights)/f'{e.name}.safetensors'
     if not path.exists(): return []
     with safe_open(path, 'pt') as f: about = json.loads(f.metadata()['about'])
@@ -180,27 +180,27 @@ def unused_folder(
     return path
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f000c
-def span(
+def seeds_text(
     seeds:list, # in ascending order
 )->str:
-    """Seeds as the command line reads them
+    """Write seeds in the form that the command line reads
 
     ```python
-    >>> span([0, 1, 2]), span([3, 7])
+    >>> seeds_text([0, 1, 2]), seeds_text([3, 7])
     ('0:3', '3,7')
 
     ```
     """
-    row_settings = seeds == list(range(seeds[0], seeds[-1] + 1))
-    return f'{seeds[0]}:{seeds[-1] + 1}' if row_settings else ','.join(map(str, seeds))
+    contiguous = seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f'{seeds[0]}:{seeds[-1] + 1}' if contiguous else ','.join(map(str, seeds))
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00010
 def longest_run(
     e:Experiment, # a row
-    seeds:list, # those of its seeds that are missing
+    seeds:list, # missing seeds of the row
     runs, # folder of the run folders of `ldm reproduce`
-)->tuple: # run folder and frames done, or (None, 0)
-    "Run folder of this experiment with the most frames"
+)->tuple: # run folder, frames per seed of its last checkpoint; (None, 0): no run folder
+    "The run folder of a row with the most frames, and its frames"
     chunk, candidates = frames_of(config(e), world_of(e)), []
     for file in sorted(Path(runs).glob(f'{e.name}/*/config.json')):
         try: info = read_config(file.parent)
@@ -211,11 +211,11 @@ def longest_run(
     return folder, done
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f000d
-def command(
+def train_command(
     e:Experiment, # a row
-    seeds:list, # those of its seeds that are missing
+    seeds:list, # missing seeds of the row
 )->list: # words after `ldm train`
-    """Command that trains a row's run
+    """Command that trains the run of a row
 
     ```python
     >>> e = Experiment('3', 'gridworld', 'rl2', 'paper', '', {}, [0, 1], 10_000_000)
@@ -224,7 +224,7 @@ def command(
 
     ```
     """
-    words = [e.world, '--method', e.method, '--seeds', span(seeds)]
+    words = [e.world, '--method', e.method, '--seeds', seeds_text(seeds)]
     if e.preset != 'paper': words += ['--preset', e.preset]
     if e.variant: words += ['--variant', e.variant]
     for k, v in e.settings.items():
@@ -237,11 +237,12 @@ def command(
 # %% ../../nbs/lab/880_reproduce.ipynb #92b50001
 def reproduce(
     rows:list, # rows, from `figure_rows`
-    data, runs, # folder of the records; folder of the run folders
+    data, # folder of the records
+    runs, # folder of the run folders
     work, # function (folder, Experiment, seeds) -> exit status: starts a run or continues it
     keep, # function (folder, Experiment) -> None: records a finished run
-    say=lambda text: None, # function that is told what happens
-)->int: # exit status: that of the first run that did not finish, else 0
+    say=lambda text: None, # function, called with a line of text about each run
+)->int: # exit status of the first run that did not finish; 0: all finished
     "Train the missing runs one after another and record them; raises `Busy` if other processes do the rest"
     for e in rows: missing_seeds(e, data) # finds a record of other settings before anything is trained
     for first in (True, False):
@@ -254,19 +255,22 @@ def reproduce(
                 if first: say(f'figure {e.figure} has to wait: {why}')
             if status: return status
         if not rows: return 0
-    raise Busy(f'{why}: all else is done, and the same command goes on when that process has ended')
+    raise Busy(f'{why}: all other runs are done; give the same command again when that process has ended')
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00013
 def train_row(
     e:Experiment, # a row
-    data, runs, # folder of the records; folder of the run folders
-    work, keep, say, # functions that train, record, and are told what happens
+    data, # folder of the records
+    runs, # folder of the run folders
+    work, # function (folder, Experiment, seeds) -> exit status: starts a run or continues it
+    keep, # function (folder, Experiment) -> None: records a finished run
+    say, # function, called with a line of text about the run
 )->int: # exit status
     "Train the missing seeds of a row and record them"
     if not (seeds := missing_seeds(e, data)): return 0
     folder, done = longest_run(e, seeds, runs)
     folder = folder or unused_folder(Path(runs)/e.name/f'{seeds[0]}-{seeds[-1]}')
-    what = f'going on with {folder}' if done else shlex.join(['ldm', 'train', *command(e, seeds)])
+    what = f'continuing {folder}' if done else shlex.join(['ldm', 'train', *train_command(e, seeds)])
     say(f'figure {e.figure}: {what}')
     try: status = work(folder, e, seeds)
     except Exists: # another process has started this run in the meantime
@@ -285,13 +289,13 @@ def keep_weights(
     table:list, # all rows, from `read_table`
     weights, # folder of the networks, e.g. 'data/weights'
 )->Path: # the file; None if no figure needs the networks
-    "Store the networks of a run's first four seeds, if a figure looks into them"
+    "Store the networks of at most four seeds of a run, if a figure needs them"
     rows = [x for x in table if x.figure in DRAWN_FROM_NETWORKS and x.name == e.name and x.frames == e.frames]
     wanted, info, path = [s for x in rows for s in x.seeds], read_config(folder), Path(weights)/f'{e.name}.safetensors'
     i = [k for k, s in enumerate(info['seeds']) if s in wanted]
     if not i: return None
     params, frames = load_weights(folder, info['seeds'])
-    if frames != info['frames']: raise RunError(f'{folder} has not come to its end: let its training finish')
+    if frames != info['frames']: raise RunError(f'{folder} is not finished: let the training finish first')
     params = tree_map(lambda x: x[i], params)
     about = dict(seeds=[info['seeds'][k] for k in i], frames=info['frames'])
     about |= dict(config=complete(e.world, e.method, info['config']), world=e.world, method=e.method)
@@ -300,7 +304,7 @@ def keep_weights(
         if path.exists():
             old, before = kept_weights(path)
             before['config'] = complete(e.world, e.method, before['config'])
-            params, about = with_more(params, about, (old, before))
+            params, about = merge_networks(params, about, (old, before))
         first = [about['seeds'].index(s) for s in sorted(about['seeds'], key=wanted.index)[:4]]
         about['seeds'] = [about['seeds'][k] for k in first]
         def half(x): return x[first].half() if x.dtype == torch.float else x[first] # not the statistics, in double
@@ -319,9 +323,9 @@ def kept_weights(
     return nest({k: x.float() if x.dtype == torch.half else x for k, x in tensors.items()}), about
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0010
-def with_more(
+def merge_networks(
     params:dict, # new networks, tree of [S,...]
-    about:dict, # their metadata: seeds, frames, config
+    about:dict, # metadata of the new networks: seeds, frames, config
     old:tuple, # stored networks and their metadata, from `kept_weights`
 )->tuple: # networks and metadata of both, or of the new ones if frames or settings differ
     "Add stored networks of other seeds to new ones"
@@ -343,7 +347,7 @@ def speed(
     method = method_of(world, e.method)
     gens = generators(seeds)
     p, times = Progress(list(seeds), method.init(cfg, world, gens)), []
-    with helpers(method, cfg, world, gens, p, min(processes, max_processes(method, cfg, len(seeds)))) as crew:
+    with processes_for(method, cfg, world, gens, p, min(processes, max_processes(method, cfg, len(seeds)))) as crew:
         for _ in range(count):
             start = time.perf_counter()
             crew.step(p) if crew else iterate(method, cfg, world, gens, p)
@@ -353,7 +357,7 @@ def speed(
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92d00003
 def estimate(
-    history:list, # records of `ldm bench`, from `read_bench`
+    history:list, # measurements of `ldm bench`, from `read_bench`
     processes:int, # largest number of processes
     e:Experiment, # a row
     seeds:list, # the seeds that would be trained
@@ -373,9 +377,9 @@ def estimate(
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0012
 def read_bench(
-    folder, # folder of such records, e.g. 'data/bench'
-)->list: # records of `ldm bench` on a CPU, the newest last
-    "Read what was timed; other lines are left out"
+    folder, # folder of measurements, e.g. 'data/bench'
+)->list: # measurements on a CPU, the newest last
+    "Read the measurements of `ldm bench`; lines that are none are left out"
     files = sorted(Path(folder).glob('*.jsonl'))
     lines = [l for f in files for l in f.read_text(encoding='utf-8', errors='replace').splitlines()]
     needed = {'world', 'method', 'preset', 'seeds', 'threads', 'frames_per_s', 'machine', 'date'}
@@ -388,10 +392,10 @@ def read_bench(
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0014
 def estimate_origin(
-    history:list, # records of `ldm bench`, from `read_bench`
+    history:list, # measurements of `ldm bench`, from `read_bench`
 )->str:
     "Say on which machine the estimates were measured"
-    if not history: return 'no record of ldm bench lies beside the records'
+    if not history: return 'there are no measurements of ldm bench'
     on = dict.fromkeys(f"{r['machine']['cpu']} with {r['machine']['cores']} cores" for r in reversed(history))
     return (f"estimated from ldm bench on {' and '.join(on)} (newest: {history[-1]['date']}); "
             '~: from the nearest world or method that was timed')
@@ -399,7 +403,8 @@ def estimate_origin(
 # %% ../../nbs/lab/880_reproduce.ipynb #92d00006
 def overview(
     rows:list, # rows, from `figure_rows`
-    data, runs, # folder of the records; folder of the run folders
+    data, # folder of the records
+    runs, # folder of the run folders
     rate, # function (Experiment, seeds) -> frames/s or None, and '~' or ''
     source:str='', # where the rates come from, for the last line
 )->str: # Markdown
@@ -425,9 +430,9 @@ def overview(
             hours, unknown = hours + left/(speed or math.inf), unknown + (not speed)
             cost = f'{mark}{left/speed:.1f}' if speed else '?'
         figures = ', '.join(dict.fromkeys(x.figure for x in same))
-        lines.append(f'| {figures} | {e.name} | {span(e.seeds)} | {e.frames:g} | {state} | {cost} |')
+        lines.append(f'| {figures} | {e.name} | {seeds_text(e.seeds)} | {e.frames:g} | {state} | {cost} |')
     end = f'{hours:.1f} hours are missing'
-    if unknown: end += f', and those of {unknown} rows that nobody has timed (--measure does)'
+    if unknown: end += f', and the hours of {unknown} rows that were never timed (--measure times them)'
     return '\n'.join([*lines, '', f'{end}{"; " + source if source else ""}.'])
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a0001d
@@ -454,19 +459,6 @@ def check_labels(
         if owner.setdefault(label, e.name) != e.name:
             raise BadInput(f'{owner[label]} and {e.name} would both be called {label!r}: give them different labels')
 
-# %% ../../nbs/lab/880_reproduce.ipynb #880f0017
-def missing_line(
-    rows:list, # Experiments that are missing
-)->str: # Markdown
-    "One line: the missing records and networks, and the command that makes them"
-    if not rows: return 'All runs of this page are recorded.'
-    def names(es): return ', '.join(f'`{e.name}` (seeds {span(e.seeds)}, {e.frames:g} frames)' for e in es)
-    nets, curves = ([e for e in rows if (e.figure in DRAWN_FROM_NETWORKS) is looked] for looked in (True, False))
-    figures = ' '.join(f'`ldm reproduce {f}`' for f in dict.fromkeys(e.figure for e in rows))
-    lists = {'Not recorded yet': curves, 'Networks not kept yet': nets}
-    parts = [f'{what}: {names(es)}.' for what, es in lists.items() if es]
-    return f"{' '.join(parts)} To make them: {figures}."
-
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00020
 class Networks(NamedTuple):
     "Stored networks of a run"
@@ -476,7 +468,7 @@ class Networks(NamedTuple):
     frames:int # frames that each seed has seen
 
     def gens(self)->dict: # random number generators of all streams
-        "Generators of seeds that no run is trained with, the same at every call"
+        "Generators that no training uses, the same at every call"
         return generators([2**31 - 1 - s for s in self.seeds])
 
 def kept_networks(
@@ -489,7 +481,7 @@ def kept_networks(
     for e in rows:
         path, record = Path(data)/'weights'/f'{e.name}.safetensors', Path(data)/'runs'/f'{e.name}.jsonl.gz'
         frozen = {r['seed'] for r in read_records(record) if r['frozen']} if record.exists() else set()
-        seeds = [s for s in kept_of(e, path.parent) if s not in frozen]
+        seeds = [s for s in stored_seeds(e, path.parent) if s not in frozen]
         if not seeds: missing.append(e); continue
         params, about = kept_weights(path)
         i = [about['seeds'].index(s) for s in seeds]
@@ -500,16 +492,3 @@ def kept_networks(
         labels.append((e, label(e)))
     check_labels(labels)
     return networks, missing
-
-# %% ../../nbs/lab/880_reproduce.ipynb #92a00023
-def networks_line(
-    nets:dict, # label -> Networks
-    setting:str='', # name of the setting whose values are the labels
-)->str: # Markdown
-    "One line: the seeds of the networks, and the frames that they have seen"
-    groups = {}
-    for label, n in nets.items(): groups.setdefault((tuple(n.seeds), n.frames), []).append(
-        f'{label:g}' if isinstance(label, float) else str(label))
-    parts = [f"{setting} {', '.join(l)}: seeds {', '.join(map(str, seeds))} after {n/1e6:.1f} million frames".strip()
-             for (seeds, n), l in groups.items()]
-    return f"Networks: {'; '.join(parts)}." if parts else ''

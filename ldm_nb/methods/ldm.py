@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from ..core.errors import known_name
-from ..core.settings import one_of, sourced, within
+from ..core.settings import one_of, with_source, within
 from ..core.seeds import draw
 from ..core.bits import elementwise
 from ..core.optimisers import init_moments
@@ -58,7 +58,7 @@ class LDM:
     normal = property(normal_workers) # n
 
 # %% ../../nbs/methods/720_ldm.ipynb #b4196297
-MUJOCO = RL2_MUJOCO | TRANSITIONS | sourced('release: MuJoCo', latent=5, p_drop=.5) # setting -> value and source
+MUJOCO = RL2_MUJOCO | TRANSITIONS | with_source('release: MuJoCo', latent=5, p_drop=.5) # setting -> value and source
 
 # %% ../../nbs/methods/720_ldm.ipynb #8b336f9e
 def init(

@@ -10,7 +10,7 @@ __all__ = ['MUJOCO_PIECES', 'RL2_MUJOCO', 'STAGES', 'METHOD', 'RL2', 'init', 'ag
 from dataclasses import dataclass
 from functools import partial
 import torch
-from ..core.settings import one_of, sourced, within
+from ..core.settings import one_of, with_source, within
 from ..core.optimisers import init_moments
 from ..worlds.tasks import Box, Family, World, finite
 from ..belief.encoder import EncoderSize, init_encoder
@@ -35,10 +35,10 @@ class RL2:
     learner:Learner = Learner() # settings of the policy's update
 
 # %% ../../nbs/methods/700_rl2.ipynb #3aa4bbb7
-MUJOCO_PIECES = CONTINUOUS | sourced('release: MuJoCo', chunk=200, action_embedding=16, reward_embedding=16)
+MUJOCO_PIECES = CONTINUOUS | with_source('release: MuJoCo', chunk=200, action_embedding=16, reward_embedding=16)
 
 # %% ../../nbs/methods/700_rl2.ipynb #3aa4bbb9
-RL2_MUJOCO = MUJOCO_PIECES | sourced( # setting -> value and source
+RL2_MUJOCO = MUJOCO_PIECES | with_source( # setting -> value and source
     'release: MuJoCo', policy_latent=128, policy_layers=(128,))
 
 # %% ../../nbs/methods/700_rl2.ipynb #7553b3af

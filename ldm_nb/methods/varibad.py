@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from ..core.errors import BadInput
-from ..core.settings import one_of, sourced, within
+from ..core.settings import one_of, with_source, within
 from ..core.optimisers import gradients, leaf, norm, init_moments, adam, total
 from ..worlds.tasks import World
 from ..belief.encoder import EncoderSize
@@ -70,8 +70,8 @@ class VariBAD:
 
 # %% ../../nbs/methods/710_varibad.ipynb #4ce19e09
 MUJOCO = MUJOCO_PIECES | TRANSITIONS | ( # setting -> value and source
-    sourced('release: variBAD, MuJoCo', encoder_loss='elbo', precollect=0, latent=5, policy_latent=5)
-    | sourced('release: variBAD, MuJoCo', decoder='single-head', policy_layers=(128, 128), state_conditioned=True,
+    with_source('release: variBAD, MuJoCo', encoder_loss='elbo', precollect=0, latent=5, policy_latent=5)
+    | with_source('release: variBAD, MuJoCo', decoder='single-head', policy_layers=(128, 128), state_conditioned=True,
            encoder_lr=7e-4))
 
 # %% ../../nbs/methods/710_varibad.ipynb #b23134b6

@@ -17,7 +17,7 @@ from ..core.seeds import draw, tree_map
 from ..core.bits import elementwise, row_sum
 from ..core.layers import linear
 from ..core.optimisers import gradients, leaf, clip, norm, adam, rmsprop, polyak, total
-from ..core.settings import one_of, override, sourced, size, within
+from ..core.settings import one_of, override, with_source, size, within
 from ..belief.encoder import joined_layers, memories, memory
 from .policy import likelihood, policy
 from .running import standardised
@@ -55,11 +55,12 @@ class Learner:
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #11020413
 CONTINUOUS = ( # setting -> value for worlds with continuous actions, and its source
-    sourced('release: MuJoCo', gamma=.97, gae_lambda=.9, epochs=2, entropy_coef=.01, shuffled=True, value_loss='huber',
-         old_values='recomputed', optimiser='adam', scale_observations=True, scale_rewards=True, scale_advantages=True)
-    | sourced('release: Ant-dir, Cheetah 4, Ant-goal 1 (variBAD 4)', minibatches=4)
-    | sourced('release: Ant .05, Cheetah .1', ratio_clip=.05)
-    | sourced('ours: the end of a task is a time limit', task_end='bootstrap'))
+    with_source('release: MuJoCo', gamma=.97, gae_lambda=.9, epochs=2, entropy_coef=.01, shuffled=True,
+         value_loss='huber', old_values='recomputed', optimiser='adam', scale_observations=True,
+         scale_rewards=True, scale_advantages=True)
+    | with_source('release: Ant-dir, Cheetah 4, Ant-goal 1 (variBAD 4)', minibatches=4)
+    | with_source('release: Ant .05, Cheetah .1', ratio_clip=.05)
+    | with_source('ours: the end of a task is a time limit', task_end='bootstrap'))
 
 # %% ../../nbs/policy/310_onpolicy.ipynb #11020415
 A2C, PPO = Learner(), override(Learner(), **{k: v for k, (v, _) in CONTINUOUS.items()})
