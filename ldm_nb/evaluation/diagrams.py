@@ -16,6 +16,7 @@ class Svg(NamedTuple):
     "A drawing that notebooks show as SVG"
     text:str # the SVG document
     alt:str='' # what the drawing shows, in words
+    def __repr__(self): return f'Svg, {len(self.text):,} characters: {self.alt}'
     def _repr_svg_(self): return self.text
 
 def svg(
