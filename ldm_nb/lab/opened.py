@@ -61,7 +61,7 @@ def from_file(
         made = make_world(world, **settings(run.world))
     except BadInput as e: raise RunError(f'{path} cannot be opened: {e}') from None
     check_simulator(made)
-    info = dict(world=world, method=method, device='cpu', **about)
+    info = about | dict(world=world, method=method, device='cpu')
     return Job(path, info, made, method_of(made, method), run.method, generators(about['seeds']),
                Progress(about['seeds'], with_weights(params)))
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE/'theatre'))
+from pack import networks
 NBS, ROOT = HERE.parent, HERE.parents[1]
 cp = ConfigParser(); cp.read(ROOT/'settings.ini', encoding='utf-8')
 CFG = cp['DEFAULT']
@@ -28,7 +30,8 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 
 PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluation', 'methods', 'lab', 'results', 'recipes', 'tour')  # in reading order
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
-START = 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
+THEATRE = HERE/'theatre'
+START = 'theatre', 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
 OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
 REFERENCE = 'recipes/commands', 'recipes/settings', 'worlds/envs', 'api', 'tour/glossary', 'results/deviations', 'tour/changelog'
@@ -228,10 +231,10 @@ def api(names):
     return md
 
 
-def sidebar(docs, with_api):
+def sidebar(docs, with_api, with_theatre=False):
     "Captions of the sidebar -> its documents: what a visitor wants first, then the method, what was found, and the machinery"
     groups = {k: [] for k in ('Start', 'Method', 'Findings', 'Open experiments', 'How-to', 'Reference', 'Engine room')}
-    groups['Start'] = ['Front page <self>', *(d for d in START if d in docs)]
+    groups['Start'] = ['Front page <self>', *(d for d in START if d in docs or d == 'theatre' and with_theatre)]
     groups['Reference'] = [d for d in REFERENCE if d in docs or d == 'api' and with_api]
     for doc, (f, _) in docs.items():
         if doc in ('index', *START, *REFERENCE): continue
@@ -250,7 +253,9 @@ def prepare(nbs, dst):
         docs[doc] = f, convert(f, names)
         if doc != 'index': docs[doc][1]['cells'] += head(f, nbs)
     if names.mods: (dst/'api.md').write_text(api(names), encoding='utf-8')
-    toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, bool(names.mods)).items())
+    acted = networks(nbs.parent/'data/weights')
+    if acted: shutil.copyfile(THEATRE/'page.md', dst/'theatre.md')
+    toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, bool(names.mods), bool(acted)).items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
     if (nbs/'images').exists(): shutil.copytree(nbs/'images', dst/'images')
     for doc, (f, nb) in docs.items():
@@ -312,6 +317,9 @@ def build(out, nbs=NBS):
                 return f"{f} cell {cs[int(m[2])//10_000 - 1]['id'].removeprefix('at-')}"  # how MyST-NB counts lines
             msg = re.sub(rf'{src}/([\w/-]+)\.ipynb(?::(\d+))?', page, r.stderr).replace(f'{src}/', '')
             return [l for l in msg.splitlines() if l.strip()] or [r.stdout]
+        if acted := networks(nbs.parent/'data/weights'):
+            shutil.copytree(THEATRE, site/'theatre', ignore=shutil.ignore_patterns('*.py', '*.md', '__pycache__'))
+            (site/'theatre/networks.js').write_text(f'const NETWORKS = {json.dumps(acted, ensure_ascii=False)};\n', encoding='utf-8')
         for f in pages(nbs):  # as they are in the repository, to download
             (page := site/'notebooks'/f.relative_to(nbs)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(f, page)

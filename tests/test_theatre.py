@@ -1,0 +1,79 @@
+"The belief theatre plays as the package does: every action, the decoder's rewards, the mixture."
+import json, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+import torch
+from build import HERE
+from pack import SHOWN, networks, pack
+from ldm_nb import load
+from ldm_nb.belief.decoder import decode_naive
+from ldm_nb.belief.encoder import encode
+from ldm_nb.evaluation.evaluate import evaluate
+from ldm_nb.lab.opened import opened
+from ldm_nb.mixture.mixture import mix, mixture_weights
+
+ROOT = HERE.parents[1]
+WEIGHTS, AGENT = ROOT/'data/weights', HERE/'theatre/agent.js'
+NODE = shutil.which('node')
+node = pytest.mark.skipif(not NODE, reason='node is not installed')
+
+def run(script, net, tmp_path):
+    "What a script prints, with the networks as `p` and the theatre's functions as `a`"
+    (tmp_path/'net.json').write_text(json.dumps(net))
+    head = f"const a = require({json.dumps(str(AGENT))}), fs = require('fs'); const p = a.unpack(JSON.parse(fs.readFileSync({json.dumps(str(tmp_path/'net.json'))})));"
+    r = subprocess.run([NODE, '-e', f'{head} console.log(JSON.stringify({script}))'], capture_output=True, encoding='utf-8')
+    assert not r.returncode, r.stderr
+    return json.loads(r.stdout)
+
+def test_all_networks():
+    "Every network that the theatre names is in data/weights, small enough to load"
+    found = networks(WEIGHTS)
+    assert list(found) == list(SHOWN.values())
+    assert len(json.dumps(found)) < 1_500_000 and all('critic' not in k for (n,) in found.values() for k in n['at'])
+
+@node
+@pytest.mark.parametrize('stem', SHOWN)
+def test_actions(stem, tmp_path):
+    "The same 120 actions for all 45 goals and every seed of a file"
+    path = WEIGHTS/f'{stem}.safetensors'
+    for i in range(4):
+        net = pack(path, i)
+        world, agent = load(path, seed=net['seed'])
+        traj = evaluate(world, agent, split='all', seeds=1)
+        theirs = run("Object.fromEntries(a.CELLS.map(g => [g, a.play(p, g).slice(1).map(m => m.action).join('')]))", net, tmp_path)
+        for k, (x, y) in enumerate(world.family.splits['all'].tasks.int().tolist()):
+            assert theirs[f'{x},{y}'] == ''.join(map(str, traj.action[0, :, k].tolist())), (stem, net['seed'], x, y)
+
+@node
+def test_mixture(tmp_path):
+    "The mixing panel: weights of Eq. (1), the mixture of final beliefs and its rewards equal the package's, without dropout"
+    path, goals, raw, beta = WEIGHTS/'gridworld-ldm-one-goal.safetensors', [[2, 6], [6, 4], [2, 0]], [1., .5, 1.5], 1.5
+    net = pack(path, 0)
+    script = f'(w => ({{w, r: [...a.imagine(p, {goals}, w, {{dropout: 0, samples: 1}})]}}))(a.stretch({raw}, {beta}))'
+    theirs = run(script, net, tmp_path)
+    alpha = mixture_weights(torch.tensor(raw)[None, None, None], beta) # [1,1,1,3]
+    assert torch.tensor(theirs['w']).allclose(alpha.flatten(), atol=1e-6)
+    job = opened(path)
+    world, state, (encoder, decoder, _) = job.world, job.progress.state, job.method.network(job.cfg, job.progress.state)
+    traj = evaluate(world, job.method.agent(job.cfg, state, True), split='all', seeds=len(net and job.info['seeds']))
+    at = [world.family.splits['all'].tasks.int().tolist().index(g) for g in goals]
+    mu, _ = encode(encoder, traj.after, traj.action, traj.reward)
+    m_hat = mix(alpha, mu[:1, -1:, at]) # [1,1,1,D]
+    one = {k: v for k, v in decoder.items()}
+    cells = torch.cat([world.map.places[:, :2], torch.zeros(world.n_cells, 1)], 1)[None, None]
+    first = lambda t: {k: first(v) if isinstance(v, dict) else v[:1] for k, v in t.items()}
+    logit = decode_naive(first(one), m_hat[:, 0, :, None].expand(-1, -1, world.n_cells, -1), cells, torch.ones(1, 1, world.n_cells, 32, dtype=torch.bool), 1.)
+    assert torch.tensor(theirs['r']).allclose(world.rewards.imagine(logit).flatten().float(), atol=1e-3)
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='chromium is not installed')
+def test_page(tmp_path):
+    "The page opens from disk and shows the story of the first goal; a fault in its script would leave the note about JavaScript"
+    shutil.copytree(HERE/'theatre', tmp_path/'theatre')
+    (tmp_path/'theatre/networks.js').write_text(f'const NETWORKS = {json.dumps(networks(WEIGHTS), ensure_ascii=False)};', encoding='utf-8')
+    body = (HERE/'theatre/page.md').read_text(encoding='utf-8')
+    (tmp_path/'x.html').write_text('<meta charset="utf-8">' + body[body.index('<div id="theatre">'):], encoding='utf-8')
+    argv = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/profile', '--virtual-time-budget=6000', '--dump-dom', str(tmp_path/'x.html')]
+    html = subprocess.run(argv, capture_output=True, encoding='utf-8', timeout=120).stdout
+    assert 'needs JavaScript' not in html and html.count('<rect') > 4*49
+    assert 'Goal (3, 4), a test goal.' in html and 'highest imagined reward' in html
