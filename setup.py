@@ -1,7 +1,9 @@
 # Reads every package fact from settings.ini (the nbdev 2 convention)
 from configparser import ConfigParser
 from pathlib import Path
+from shutil import copy
 from setuptools import setup, find_packages
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 cp = ConfigParser(delimiters=['=']); cp.read(here/'settings.ini', encoding='utf-8')
@@ -10,7 +12,17 @@ def words(k): return c.get(k, '').split()
 lic = dict(apache2='Apache-2.0', mit='MIT', gpl3='GPL-3.0-only', bsd3='BSD-3-Clause')
 status = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
+class Build(build_py):
+    "Copies the trained networks of data/weights into the package of a wheel; an editable install finds them in the clone"
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        to = Path(self.build_lib)/c['lib_path']/'weights'
+        to.mkdir(parents=True, exist_ok=True)
+        for f in sorted((here/'data/weights').glob('*.safetensors')): copy(f, to)
+
 setup(
+    cmdclass=dict(build_py=Build),
     name=c['lib_name'], version=c['version'], description=c['description'], keywords=words('keywords'),
     author=c['author'], author_email=c['author_email'], url=c['git_url'], license=lic[c['license']],
     classifiers=['Programming Language :: Python :: 3', 'Natural Language :: '+c['language'],

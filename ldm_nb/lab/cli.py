@@ -42,9 +42,9 @@ from .reproduce import (
     budget, figure_rows, train_command, estimate, keep_weights, overview, read_bench, read_table, reproduce,
     estimate_origin, speed)
 from .entries import METHODS, Chosen, complete, method_of, with_options
-from .opened import opened
+from .opened import from_file, load, opened, place_of
 from ldm_nb.lab.presets import (
-    usual, changes, preset, check, assemble, load_agent, check_simulator, parse_seeds, parse_frames, iterations,
+    usual, changes, preset, check, assemble, check_simulator, parse_seeds, parse_frames, iterations,
     eval_every)
 from .collected import collected
 from .options import (
@@ -334,13 +334,15 @@ def start_render(
     run:Render, # options of the command
 )->int: # exit status
     "Run `ldm render`; raises `BadInput` for bad options, `RunError` for a bad run, `Unable` if the machine cannot draw"
-    job, file = assemble(run.run, device='cpu'), Path(run.out or f'{run.run}/film.gif')
+    path = place_of(run.run)
+    job = from_file(path) if path.is_file() else assemble(path, device='cpu')
+    file = Path(run.out or (f'{path.stem}.gif' if path.is_file() else f'{path}/film.gif'))
     world, N, seed = job.tested, job.tested.episodes, job.info['seeds'][0] if run.seed == -1 else run.seed
     if not 0 <= run.episode <= N: raise BadInput(f'episode is {run.episode}: allowed is 1 to {N} (0: the last)')
     if not file.parent.is_dir(): raise BadInput(f'out is {run.out!r:.80}: there is no folder {file.parent}')
     task, k = read_task(world, run.task), (run.episode or N) - 1
     check_film(world, file)
-    _, agent = load_agent(run.run, seed)
+    _, agent = load(path, seed)
     motion = watch(world, agent, task[None, None], resets(world, [seed], 1))
     film(world, task, episode(motion, k), file, f"{job.info['method']}, seed {seed}, episode {k + 1} of {N}")
     sums = ', '.join(f'{r:.1f}' for r in episode_returns(motion, N))

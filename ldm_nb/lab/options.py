@@ -151,7 +151,7 @@ class Check:
 @dataclass(frozen=True)
 class Evaluate:
     "Play every task of every split with a finished run, and print the table and all tasks."
-    run:str = option('run folder, or a file of data/weights', 'RUN', positional=True)
+    run:str = option('run folder, or the name of networks that come with the package', 'RUN', positional=True)
 
 # %% ../../nbs/lab/860_options.ipynb #8700002d
 @dataclass(frozen=True)
@@ -164,11 +164,11 @@ class Plot:
 @dataclass(frozen=True)
 class Render:
     "Film an episode of a task, as one seed of a run plays it."
-    run:str = option('run folder', 'RUN', positional=True)
+    run:str = option('run folder, or the name of networks that come with the package', 'RUN', positional=True)
     task:str = option('numbers of the task, such as 0.785 or 1.75,0; if not given, the first test task', 'TASK', '')
     seed:int = option('seed of the run; -1: the first', default=-1)
     episode:int = option('which episode, from 1; 0: the last', default=0)
-    out:str = option('a .gif or .mp4 file; if not given, film.gif in the run folder', 'FILE', '')
+    out:str = option('a .gif or .mp4 file; if not given, film.gif in the run folder, or NAME.gif', 'FILE', '')
 
 # %% ../../nbs/lab/860_options.ipynb #87000013
 @dataclass(frozen=True)
