@@ -209,19 +209,20 @@ def draw_against(
     panels:dict, # title of a panel -> {label of a line: {value of the setting: [S]}}
     xlabel:str, # name of the setting
     lines:dict=None, # title of a panel -> {label of a dashed line: its height}
+    colours:dict=None, # label of a line -> colour; lines without one are numbered
 )->Figure:
     "Draw seeds as dots, their means as a line with 95 % confidence intervals, a panel for each quantity"
     fig = Figure(figsize=(min(7.2, max(4.6, 3.35*len(panels))), 3.1), dpi=100, layout='constrained')
     for ax, (title, groups) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         values = sorted({x for g in groups.values() for x in g})
         for i, (label, g) in enumerate(groups.items()):
-            g = {x: y.double() for x, y in sorted(g.items())}
+            g, c = {x: y.double() for x, y in sorted(g.items())}, (colours or {}).get(label, f'C{i}')
             at = [x + (i - (len(groups) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # lines side by side
-            for x, y in zip(at, g.values()): ax.plot([x]*len(y), y, 'o', color=f'C{i}', ms=3.5, alpha=.45, mew=0)
+            for x, y in zip(at, g.values()): ax.plot([x]*len(y), y, 'o', color=c, ms=3.5, alpha=.45, mew=0)
             mid = [y.mean().item() for y in g.values()]
             low, high = zip(*(confidence_interval(y) for y in g.values()))
-            ax.plot(at, mid, color=f'C{i}', lw=1.6, label=label)
-            ax.vlines(at, low, high, color=f'C{i}', lw=1.6)
+            ax.plot(at, mid, color=c, lw=1.6, label=label)
+            ax.vlines(at, low, high, color=c, lw=1.6)
         for j, (label, y) in enumerate((lines or {}).get(title, {}).items()):
             ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
         ax.set_title(title, fontsize=10); ax.set_xlabel(xlabel, fontsize=9)
@@ -299,7 +300,7 @@ class Claim(NamedTuple):
     late:bool=False # the paper trained longer than the records of this claim
 
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500016
-VERDICTS = 'agrees', 'disagrees', 'open', 'not yet'
+VERDICTS = 'agrees', 'opposite', 'open', 'not yet'
 
 def claims_table(
     claims:list, # list of Claim
@@ -309,11 +310,11 @@ def claims_table(
     "Write a table of claims, our differences with 95 % intervals, and verdicts; below it, count the verdicts"
     lines, verdicts = [f'| {source} | ours | difference (95 %) | verdict |', '|---|---|--:|---|'], []
     for c in claims:
-        if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded yet |'); continue
+        if c.x is None or c.y is None: lines.append(f'| {c.paper} | {c.ours} | | not recorded |'); continue
         number = isinstance(c.y, (int, float))
         gap, low, high = welch(c.x, torch.full((2,), c.y, dtype=torch.float32, device='cpu') if number else c.y)
         ends = low*c.sign, high*c.sign
-        against = 'not yet' if c.late else 'disagrees'
+        against = 'not yet' if c.late else 'opposite'
         verdicts.append('agrees' if min(ends) > 0 else 'open' if max(ends) >= 0 else against)
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
         lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{verdicts[-1]}** |')

@@ -209,7 +209,7 @@ def check_belief(
         if s['transitions'] or multi:
             raise BadInput('counted is places: that needs a single-head decoder and all transitions (0)')
     if multi:
-        if s.get('mixture_workers'): raise BadInput('decoder is multi-head: imaginary rewards need a single-head one')
+        if s.get('mixture_workers'): raise BadInput('decoder is multi-head: imagined rewards need a single-head one')
         for k in ('p_drop', 'transitions'):
             if s[k]: raise BadInput(f'{k} is {s[k]}: it has no effect on a multi-head decoder, leave it 0')
     for k, most in dict(posteriors=world.steps + 1, transitions=world.steps).items():
