@@ -60,6 +60,8 @@ def test_citation():
     "CITATION.cff names the version and the repository of settings.ini; README.md has the version too"
     cff = (ROOT/'CITATION.cff').read_text(encoding='utf-8')
     assert f"version: {CFG['version']}\n" in cff and CFG['git_url'] in cff
+    for url in (CFG['git_url'], f"{CFG['doc_host']}{CFG['doc_baseurl']}/theatre.html"):
+        assert url in (ROOT/'README.md').read_text(encoding='utf-8') # one place to change them: settings.ini names user and repository
     assert f"version = {{{CFG['version']}}}" in (ROOT/'README.md').read_text(encoding='utf-8')
 
 def test_data_in_front():

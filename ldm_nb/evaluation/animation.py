@@ -88,7 +88,7 @@ def episode_rows(
     H, T, out = world.horizon, world.steps, []
     for k in range(world.episodes):
         y, begin, end = 30 + 42*k, k*H, (k + 1)*H
-        now = [.35 if t < begin else 1 if t < end or end == T else .75 for t in range(T + 1)]
+        now = [.65 if t < begin else 1 if t < end or end == T else .85 for t in range(T + 1)]
         bar = [round(max(returns[t][k], 0)*100/H, 1) for t in range(T + 1)]
         out += [f'<text x="{left}" y="{y}">episode {k + 1}{animated("opacity", now, seconds)}</text>',
                 f'<rect x="{left}" y="{y + 7}" height="10" width="0" fill="#0072B2">'
@@ -165,5 +165,5 @@ def legend(
     out = [f'<path d="M{x} {y - 84}l12 12m0 -12l-12 12" stroke="#D55E00" stroke-width="3"/>',
            f'<rect x="{x}" y="{y - 60}" width="13" height="13" fill="none" stroke="#555" stroke-dasharray="2 3"/>',
            f'<rect x="{x}" y="{y - 36}" width="13" height="13" fill="{shade(.5)}"/>']
-    said = 'the hidden goal', 'goals of training', 'where it is expected'
+    said = 'the hidden goal', 'training goals', 'where it is expected'
     return out + [f'<text x="{x + 22}" y="{y - 72 + 24*i}" font-size="14">{t}</text>' for i, t in enumerate(said)]

@@ -219,7 +219,7 @@ def train_command(
 
     ```python
     >>> e = Experiment('3', 'gridworld', 'rl2', 'paper', '', {}, [0, 1], 10_000_000)
-    >>> ' '.join(command(e, [0, 1]))
+    >>> ' '.join(train_command(e, [0, 1]))
     'gridworld --method rl2 --seeds 0:2 --frames 1e+07'
 
     ```

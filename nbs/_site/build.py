@@ -32,7 +32,10 @@ PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluatio
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
 THEATRE = HERE/'theatre'
 START = 'theatre', 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
-OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout'  # experiments whose runs are not recorded yet
+ROOMS = 'core', 'worlds', 'belief', 'policy', 'training', 'evaluation', 'methods', 'lab'  # of the engine room
+FIRST = 'results/what-generalises', 'results/gridworld', 'results/locomotion'
+HOW_TO = 'recipes/world', 'recipes/method', 'recipes/questions'
+OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout', 'results/imagined-tasks'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
 REFERENCE = 'recipes/commands', 'recipes/settings', 'worlds/envs', 'api', 'tour/glossary', 'results/deviations', 'tour/changelog'
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
@@ -134,6 +137,7 @@ class Names:
             names = name[len(LIB)+1:].split('.')  # of a part, a page, a definition
             mod, sym = '.'.join(names[:2]), names[2] if len(names) > 2 else None
             return (mod, sym) if mod in self.mods and (not sym or sym in self.mods[mod][1]) else None
+        if re.search(r'\.(jsonl?|py|md|csv|toml|ini|png|svg|gif|mp4|txt|safetensors|ipynb)$', name): return None  # a file
         top = name.split('.')[0]
         mods = self.at.get(top, [])
         if here in mods: return here, top
@@ -147,7 +151,7 @@ def anchor(mod, sym):
 def markdown(s, names, f):
     "Quarto-flavoured markdown of page `f` -> MyST"
     def href(nm):
-        if not (hit := names.find(nm, module(f))): return None
+        if stem(f) == 'changelog' or not (hit := names.find(nm, module(f))): return None  # a changelog has old names
         mod, sym = hit
         if sym: return '#' + anchor(mod, sym)
         return posixpath.relpath(document(names.mods[mod][0], names.nbs) + '.ipynb', f.parent.relative_to(names.nbs).as_posix())
@@ -156,7 +160,9 @@ def markdown(s, names, f):
         if (f.parent/m[2]).is_dir(): return m[1]
         return f'[{m[1]}](path:{m[2]})' if m[2].endswith('.md') else m[0]
     def box(m): return ':::{admonition} Skip this on a first reading\n:class: skip\n' + re.sub(r'^> ?', '', m[1], flags=re.M).strip() + '\n:::\n'
+    up = '../'*(len(f.relative_to(names.nbs).parts) - 1)
     def fix(t):
+        t = re.sub(re.escape(f"]({CFG['doc_host']}{CFG['doc_baseurl']}/") + r'(\w+)\.html\)', rf']({up}\1.md)', t)  # a page that no notebook makes
         t = re.sub(r'(\]\([^)]*\))\{[^}]*\}', r'\1', t)
         t = re.sub(r'^:::\s*\{\.callout-(\w+)[^}]*\}', r':::{\1}', t, flags=re.M)
         t = re.sub(rf'^{re.escape(SKIP)}(.*(?:\n>.*)*)', box, t, flags=re.M)
@@ -233,14 +239,16 @@ def api(names):
 
 def sidebar(docs, with_api, with_theatre=False):
     "Captions of the sidebar -> its documents: what a visitor wants first, then the method, what was found, and the machinery"
-    groups = {k: [] for k in ('Start', 'Method', 'Findings', 'Open experiments', 'How-to', 'Reference', 'Engine room')}
+    room = 'Engine room: {}'.format
+    groups = {k: [] for k in ('Start', 'Method', 'Findings', 'Open experiments', 'How-to', 'Reference', *map(room, ROOMS))}
     groups['Start'] = ['Front page <self>', *(d for d in START if d in docs or d == 'theatre' and with_theatre)]
     groups['Reference'] = [d for d in REFERENCE if d in docs or d == 'api' and with_api]
     for doc, (f, _) in docs.items():
         if doc in ('index', *START, *REFERENCE): continue
         kind = ('Open experiments' if doc in OPEN else 'Findings' if part(f) == 'results' else 'How-to' if part(f) in ('recipes', 'tour') else
-                'Engine room' if part(f) == 'lab' or stem(f) in TOOLS or mechanics(f) else 'Method')
+                room(part(f)) if part(f) in ('core', 'lab') or stem(f) in TOOLS or mechanics(f) else 'Method')
         groups[kind].append(f'{heading(f)} {MARK} <{doc}>' if mechanics(f) else doc)
+    for k, first in (('Findings', FIRST), ('How-to', HOW_TO)): groups[k].sort(key=lambda d: first.index(d) if d in first else len(first))
     return {k: v for k, v in groups.items() if v}
 
 
