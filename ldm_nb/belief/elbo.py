@@ -26,7 +26,7 @@ def elbo_naive(
     obs:Tensor, # [S,T,B,O+1] next observations
     reward:Tensor, # [S,T,B] true rewards
 )->dict: # reconstruction, kl: [S] each
-    "Both terms of the negative ELBO, as in the formula: all pairs, no dropout"
+    "Both terms of the negative ELBO, as in the formula with w = 1: all pairs, no dropout"
     mu, logvar, s, r = (x.transpose(1, 2) for x in (*posterior, obs, world.rewards.target(reward))) # [S,B,T+1 or T,...]
     m = mu + torch.exp(.5*logvar)*eps
     no_dropout = m.new_ones(1, 1, m.shape[2], s.shape[2], 1)
@@ -70,7 +70,8 @@ def elbo(
     m = latents(posterior, noise['eps'], P) # [S,B,P,D]
     x, y = transition_inputs(cfg, obs, action, before), world.rewards.target(reward)
     x, y = at_steps(x, I), at_steps(y, I) # [S,B,I,...]
-    scale = posterior[0].shape[1]*obs.shape[1]/(m.shape[2]*x.shape[2]*obs.shape[2]) # all pairs / (decoded pairs * B)
+    # (pairs of a trajectory / its decoded pairs) / B
+    scale = posterior[0].shape[1]*obs.shape[1]/(m.shape[2]*x.shape[2]*obs.shape[2])
     if cfg.decoder == 'multi-head': err = multi_head_reconstruction(p['decoder'], m, world.map.cells(x), y).sum(1)
     else:
         x, y, count = with_counts(cfg, world, x, y, I, valid)
@@ -123,9 +124,9 @@ def pair_weights(
     valid:Tensor, valid_m:Tensor, # [S,T,B], [S,T+1,B] 1, or 0 for an invalid transition or posterior; None: all 1
     P:Tensor, # [S,B,P] indices of the decoded posteriors; None: all
     count:Tensor, # [S,B,I] how often each decoded input counts
-    scale:float, # number of all pairs / (decoded pairs * B)
-)->tuple: # weights of posteriors [S,B,P], or None: all 1; factor of the whole sum
-    "Weights of the decoded posteriors: the decoded pairs stand for all pairs of a task"
+    scale:float, # (pairs of a trajectory / its decoded pairs) / B
+)->tuple: # weights of posteriors [S,B,P], None: all 1; factor of the sum over all trajectories
+    "Weights of the decoded posteriors, so that the decoded pairs count as much as all pairs of a task"
     if valid is None: return None, scale
     weight = at_steps(valid_m, P)
     if cfg.counted == 'places': return weight, scale
@@ -150,7 +151,7 @@ def vae_noise(
     noise['transitions'] = choice(I, T)
     if cfg.p_drop and cfg.dropout_mask == 'shared':
         noise['mask'] = draw_mask(gens, 1 - cfg.p_drop, batch, 1, inputs, embedding(cfg, size))
-    elif cfg.p_drop: # `P` contiguous in memory: faster in `reconstruction`
+    elif cfg.p_drop: # drawn as [S,B,E,I,P], used as [S,B,P,I,E]; this order in memory is faster in `reconstruction`
         noise['mask'] = draw_mask(gens, 1 - cfg.p_drop, batch, embedding(cfg, size), inputs, P).transpose(2, 4)
     return noise
 

@@ -17,7 +17,7 @@ def check_name(
 )->str: # the same name
     "Check that a name may be part of a file name; raises `BadInput` if not"
     if is_name(name): return name
-    raise BadInput(f'variant is {name!r}: use letters, digits, dots and hyphens')
+    raise BadInput(f'variant is {name!r}: use letters, digits, hyphens, underscores and single dots')
 
 # %% ../../nbs/evaluation/640_records.ipynb #64019002
 def record_name(

@@ -78,7 +78,7 @@ def init(
 def draw_noise(
     cfg:LDM, world:World, # settings; the world, for the length of a task and the noise of its resets
     gens:dict, # stream -> one generator per seed
-    iteration:int, # counted from 0; the number of stored tasks follows from it
+    iteration:int, # counted from 0; the gridworld stores n tasks in each, so it says how many the buffer holds
 )->dict: # noise of tasks and actions, of the ELBO (vae, store), and of the mixture
     "Draw all noise of an iteration"
     noise, mixture_gens = experience_noise(cfg, world, gens), gens['imagination']
@@ -203,7 +203,8 @@ def mixtures(
     state:dict, # from `init` or `update`
     gens:dict, # stream -> one generator per seed
     count:int=6, # imagined tasks
-)->tuple: # tasks [S,B,2], weights [S,count,B] averaged over latent dimensions, latents m_hat [S,1,count,D]
+)->tuple: # tasks [S,B,2]; weights [S,count,B], with `weights` 'per-dimension' the mean of the D weights;
+    # latents m_hat [S,1,count,D]
     "Imagined tasks of an iteration in which all `B` workers are normal, for pictures"
     normal = replace(cfg, chunk=0, mixture=replace(cfg.mixture, mixture_workers=0))
     real = real_tasks(normal, world, state, experience_noise(normal, world, gens))

@@ -46,7 +46,7 @@ def step(
     trial:Trial, # state of every worker's trial
     action:Tensor, # [S,B] integers, or [S,B,A] real numbers
     u:Tensor=None, # [S,B,U] uniform noise of a reset, used if an episode ends; None: a start without noise
-    inside:bool=False, # True: the caller knows that no episode reaches its horizon at this step
+    inside:bool=False, # True: no episode reaches its horizon at this step; ignored if agents can die
 )->tuple: # Trial, StepResult
     "Step every worker once, and reset the workers whose episode ended"
     state, reward, died = world.step(trial.state, trial.task, action)
