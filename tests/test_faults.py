@@ -133,8 +133,14 @@ def in_a_removal(n):
 MOMENTS = {'iteration 5': (at_iteration, 5), 'file 4': (in_a_file, 4), 'rename 7': (at_a_rename, 7), # 7: of the second checkpoint
            'removal 1': (in_a_removal, 1)}
 
-@pytest.mark.parametrize('moment', MOMENTS)
-@pytest.mark.parametrize('method,world', CASES)
+def when_killed():
+    "Every case at every moment; of the half cheetah, minutes each, one moment a case without --slow"
+    for case in CASES:
+        for k, moment in enumerate(MOMENTS):
+            marks = [*case.marks, *[pytest.mark.slow]*(case.values[1] == 'cheetah-vel' and k > 0)]
+            yield pytest.param(*case.values, moment, id=f'{case.id}-{moment}', marks=marks)
+
+@pytest.mark.parametrize('method,world,moment', when_killed())
 def test_killed(method, world, moment, whole, tmp_path, capsys):
     "SIGKILL, then resume: the same run to the last byte"
     patch, n = MOMENTS[moment]

@@ -366,7 +366,8 @@ except Unable as e: print(e)
 @pytest.mark.parametrize('fake,installed,message', [
     ('None', None, "need MuJoCo 4.0 or newer, and it is not installed: pip install --upgrade 'mujoco>=4'"),
     ('types.ModuleType("mujoco")', '3.3.2', "version 3.3.2 is installed: pip install --upgrade 'mujoco>=4'"),
-    ('types.ModuleType("mujoco")', '4.0.0', "MuJoCo 4.0.0 is installed, but cannot be imported: No module named 'mujoco.batch'")], ids=['missing', 'old', 'broken'])
+    pytest.param('types.ModuleType("mujoco")', '4.0.0', "MuJoCo 4.0.0 is installed, but cannot be imported: No module named 'mujoco.batch'",
+                 marks=pytest.mark.slow)], ids=['missing', 'old', 'broken'])
 def test_without_mujoco(fake, installed, message):
     "Gridworlds never ask for it; the others say what to install"
     out = subprocess.run([sys.executable, '-c', WITHOUT.format(fake, installed, installed)], check=True, stdout=subprocess.PIPE, text=True).stdout

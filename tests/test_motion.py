@@ -203,7 +203,7 @@ def run(tmp_path, monkeypatch):
     folder = tmp_path/'run'
     folder.mkdir()
     monkeypatch.setattr(cli, 'assemble', lambda *a, **k: SimpleNamespace(world=world, tested=world, info=dict(seeds=[3, 7], method='script')))
-    monkeypatch.setattr(cli, 'load_agent', lambda folder, seed: (world, flail(world, .1*seed)))
+    monkeypatch.setattr(cli, 'load', lambda folder, seed: (world, flail(world, .1*seed)))
     return folder
 
 def test_render(gl, run, capsys, monkeypatch):

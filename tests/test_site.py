@@ -95,7 +95,7 @@ def test_order(site):
     _, out = site()
     ix = (out/'index.html').read_text()
     ix = ix[ix.index('sidebar-tree'):]
-    at = [ix.index(s) for s in ('Start<', 'Front page</a>', 'Method<', 'Posterior</a>', 'Findings<', 'Figure 4</a>', 'Reference<', 'api.html', 'Engine room<', f'Core {MARK}</a>')]
+    at = [ix.index(s) for s in ('Start<', 'Front page</a>', 'Method<', 'Posterior</a>', 'Findings<', 'Figure 4</a>', 'Reference<', 'api.html', 'Engine room: core<', f'Core {MARK}</a>')]
     assert at == sorted(at)
 
 def test_skip(site):

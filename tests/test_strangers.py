@@ -72,6 +72,7 @@ def as_seed(folder, seed, to):
 
 # 2. Many at once
 
+@pytest.mark.slow
 def test_many_records_at_once(finished, tmp_path):
     "Eight processes record fifty seeds each into one file: all four hundred are in it"
     def body(k):
@@ -419,7 +420,7 @@ def test_entries_of_another_type(entry, value, copy, capsys, tmp_path):
         code, _, err = ldm(capsys, command, copy, *(['--data', tmp_path/'data'] if command == 'record' else []))
         assert code == 2 and f'{entry} is' in err and 'allowed is' in err
 
-@pytest.mark.parametrize('what', ['garbage', 'list', 'words', 'file'])
+@pytest.mark.parametrize('what', ['garbage', *(pytest.param(k, marks=pytest.mark.slow) for k in ('list', 'words', 'file'))])
 def test_garbage_of_newcomers(what, copy, capsys):
     new = copy/'newcomers'
     if what == 'file': new.write_text('x')

@@ -201,7 +201,9 @@ def convert(f, names):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')):
                     md = re.sub(r'^---\n|^\[source\]\(.*\n', '', md, flags=re.M)  # what show_doc begins with
                     o['data']['text/markdown'] = markdown(md, names, f)
-            if alt: meta |= dict(mystnb=meta.get('mystnb', {}) | dict(image=dict(alt=alt)))
+            wide = next((w for o in c.get('outputs', []) if (w := o.get('metadata', {}).get('image/png', {}).get('width'))), None)
+            image = ({'alt': alt} if alt else {}) | ({'width': f'{wide}px'} if wide else {})  # drawn with two pixels a point
+            if image: meta |= dict(mystnb=meta.get('mystnb', {}) | dict(image=image))
             c.update(source=code(c), metadata=meta | dict(tags=tags))
         out.append(c)
     return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)

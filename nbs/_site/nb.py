@@ -56,12 +56,11 @@ def edit(p):
     save(write(Path(f.name).read_text(encoding='utf-8'), nb), p)
 
 def smaller(png):
-    "The picture with a palette of 256 colours: a third of the bytes, and lines and bands look the same"
+    "The picture with a palette of 64 colours, 256 for photographs: a third of the bytes, and lines and bands look the same"
     from PIL import Image
-    buf = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(buf, 'PNG', optimize=True)
-    small = base64.b64encode(buf.getvalue()).decode()
-    return min(png, small, key=len)
+    im, buf = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB'), io.BytesIO()
+    im.quantize(64 if im.getcolors(20_000) else 256, dither=Image.Dither.NONE).save(buf, 'PNG', optimize=True)
+    return min(png, base64.b64encode(buf.getvalue()).decode(), key=len)
 
 def run(p):
     "Cells that nbdev_test skips keep the outputs they have"
@@ -71,7 +70,7 @@ def run(p):
     from execnb.shell import CaptureShell
     from fastcore.xtras import working_directory
     from nbdev.clean import clean_nb
-    ok, nb, k = {c.id for c in Notebook(p).cells}, read_nb(p), CaptureShell(p, mpl_format='png')
+    ok, nb, k = {c.id for c in Notebook(p).cells}, read_nb(p), CaptureShell(p, mpl_format='retina')
     for c in nb.cells:
         if c.id in ok: c.outputs = []
     with working_directory(p.parent): k.run_all(nb, exc_stop=True, preproc=lambda c: c.id not in ok)
