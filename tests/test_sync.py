@@ -67,3 +67,7 @@ def test_citation():
 def test_data_in_front():
     "Pictures of the front page are small"
     assert sum(f.stat().st_size for f in (ROOT/'nbs/images').iterdir()) < 300_000
+
+def test_groups(request):
+    "Tests of a page stay in one process: with pytest 9.2 pytest-xdist 3.8 loses the groups, and every page runs twice"
+    if hasattr(request.config, 'workerinput'): assert request.node.nodeid.endswith('@sync')
