@@ -29,6 +29,12 @@ def runs(cell):
     return not SKIP & set(d)
 
 
+def registries():
+    "Tables of worlds and methods by name, which pages may add to"
+    from ldm_nb.lab.entries import METHODS
+    from ldm_nb.worlds.registry import DESCRIPTIONS, WORLDS
+    return WORLDS, DESCRIPTIONS, METHODS
+
 class Notebook:
     def __init__(self, path):
         self.path, self.name = Path(path), str(Path(path).relative_to(cfg.nbs_path))
@@ -36,6 +42,7 @@ class Notebook:
         off = str(getattr(self.nb, 'frontmatter_', {}).get('skip_exec', False)).lower() == 'true'
         self.cells = [] if off else [c for c in self.nb.cells if runs(c)]
         self.done, self.failed, self.shell = 0, None, None
+        self.before = [] # names that worlds and methods had before the page
 
     @contextlib.contextmanager
     def home(self):
@@ -58,7 +65,7 @@ class Notebook:
 
     def run(self, cell):
         if self.shell is None:
-            self.shell = CaptureShell(self.path)
+            self.shell, self.before = CaptureShell(self.path), [(r, dict(r)) for r in registries()]
             self.shell.compile.get_code_name = lambda raw, code, n: self.fname
         self.fname, skip = self.where(cell)
         self.shell._cell_idx = cell.idx_
@@ -67,6 +74,8 @@ class Notebook:
         if skip: linecache.cache.pop(self.fname, None)  # the padded copy; the file has these lines
         if self.shell.exc: self.failed = cell
         self.done += 1
+        if self.done == len(self.cells):  # what the page registered is gone for the tests that follow in this process
+            for now, then in self.before: now.clear(); now.update(then)
 
     def test(self, i):
         while self.done <= i and not self.failed: self.run(self.cells[self.done])
