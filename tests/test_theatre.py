@@ -30,7 +30,7 @@ def test_all_networks():
     "Every network that the theatre names is in data/weights, small enough to load"
     found = networks(WEIGHTS)
     assert list(found) == list(SHOWN.values())
-    assert len(json.dumps(found)) < 1_500_000 and all('critic' not in k for (n,) in found.values() for k in n['at'])
+    assert len(json.dumps(found)) < 1_500_000 and all('critic' not in k for n in found.values() for k in n['at'])
 
 @node
 @pytest.mark.parametrize('stem', SHOWN)
@@ -56,14 +56,13 @@ def test_mixture(tmp_path):
     assert torch.tensor(theirs['w']).allclose(alpha.flatten(), atol=1e-6)
     job = opened(path)
     world, state, (encoder, decoder, _) = job.world, job.progress.state, job.method.network(job.cfg, job.progress.state)
-    traj = evaluate(world, job.method.agent(job.cfg, state, True), split='all', seeds=len(net and job.info['seeds']))
+    traj = evaluate(world, job.method.agent(job.cfg, state, True), split='all', seeds=len(job.info['seeds']))
     at = [world.family.splits['all'].tasks.int().tolist().index(g) for g in goals]
     mu, _ = encode(encoder, traj.after, traj.action, traj.reward)
     m_hat = mix(alpha, mu[:1, -1:, at]) # [1,1,1,D]
-    one = {k: v for k, v in decoder.items()}
     cells = torch.cat([world.map.places[:, :2], torch.zeros(world.n_cells, 1)], 1)[None, None]
     first = lambda t: {k: first(v) if isinstance(v, dict) else v[:1] for k, v in t.items()}
-    logit = decode_naive(first(one), m_hat[:, 0, :, None].expand(-1, -1, world.n_cells, -1), cells, torch.ones(1, 1, world.n_cells, 32, dtype=torch.bool), 1.)
+    logit = decode_naive(first(decoder), m_hat[:, 0, :, None].expand(-1, -1, world.n_cells, -1), cells, torch.ones(1, 1, world.n_cells, 32, dtype=torch.bool), 1.)
     assert torch.tensor(theirs['r']).allclose(world.rewards.imagine(logit).flatten().float(), atol=1e-3)
 
 @pytest.mark.skipif(not shutil.which('chromium'), reason='chromium is not installed')

@@ -62,9 +62,10 @@ def place_beliefs(
     vae:VAE, # settings of the latent dynamics network
     traj:Traj, # rollout of B tasks
     gens:list, # `S` generators
-)->Tensor: # [S,B,P,C] at the P steps of `picture_times`
+    steps=None, # P steps of a task, 0 to T; None: those of `picture_times`
+)->Tensor: # [S,B,P,C]
     "Expected reward of every cell, at some steps of each task"
-    when = torch.tensor(picture_times(world), device=traj.after.device)
+    when = torch.tensor(list(steps or picture_times(world)), device=traj.after.device)
     posterior = encode(encoder, traj.after, traj.action, traj.reward)
     return place_rewards(world, decoder, vae, *(x[:, when].transpose(1, 2) for x in posterior), gens)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE/'theatre'))
+THEATRE = HERE/'theatre'
+sys.path.insert(0, str(THEATRE))
 from pack import networks
 NBS, ROOT = HERE.parent, HERE.parents[1]
 cp = ConfigParser(); cp.read(ROOT/'settings.ini', encoding='utf-8')
@@ -30,7 +31,6 @@ FENCE = re.compile(r'^(`{3,}|~{3,}).*?^\1`*\s*$', re.M | re.S)
 
 PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluation', 'methods', 'lab', 'results', 'recipes', 'tour')  # in reading order
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
-THEATRE = HERE/'theatre'
 START = 'theatre', 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
 ROOMS = 'core', 'worlds', 'belief', 'policy', 'training', 'evaluation', 'methods', 'lab'  # of the engine room
 FIRST = 'results/what-generalises', 'results/gridworld', 'results/locomotion'
@@ -60,11 +60,15 @@ def code(c): return '\n'.join(l for l in source(c).splitlines() if not l.startsw
 def flags(c): return {o.split()[0] for o in options(c)} if c['cell_type'] == 'code' else set()
 def exported(c): return bool(flags(c) & {'export', 'exporti', 'exports'})
 
-def only_imports(c):
-    "Is it a code cell of imports alone?"
-    try: body = ast.parse(code(c)).body
-    except SyntaxError: return False  # of shell lines
-    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+def tree(c):
+    "Syntax tree of a cell, shell lines and magics left out; empty where it does not parse"
+    try: return ast.parse(re.sub(r'^(\s*)[!%].*$', r'\1pass', code(c), flags=re.M) if c['cell_type'] == 'code' else '')
+    except SyntaxError: return ast.Module([], [])
+
+def is_import(n):
+    return isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Try) and all(map(is_import, n.body))
+
+def imports_only(c): return bool(tree(c).body) and all(map(is_import, tree(c).body))
 
 def shown(c):
     "Does the reader see this cell?"
@@ -190,7 +194,7 @@ def convert(f, names):
         else:
             tags = [TAGS[o] for o in options(c) if o in TAGS]
             meta = {}
-            if only_imports(c):  # folded: a reader of the site seldom needs them
+            if imports_only(c):  # folded: a reader of the site seldom needs them
                 tags.append('hide-input')
                 meta = dict(mystnb=dict(code_prompt_show='Show the imports', code_prompt_hide='Hide the imports'))
             if exported(c):
@@ -210,7 +214,7 @@ def convert(f, names):
 
 
 def head(f, nbs):
-    "Cells that only the site has: the description for search engines, and links to the notebook after the title"
+    "Cells that only the site has, at a page's end: the description for search engines, and links to the notebook"
     rel = f.relative_to(nbs).as_posix()
     lead = re.search(r'^> ?(.+)', source(next(c for c in cells(f) if c['cell_type'] == 'markdown')), re.M)
     up = '../'*rel.count('/')
@@ -239,12 +243,12 @@ def api(names):
     return md
 
 
-def sidebar(docs, with_api, with_theatre=False):
-    "Captions of the sidebar -> its documents: what a visitor wants first, then the method, what was found, and the machinery"
+def sidebar(docs, more):
+    "Captions of the sidebar -> its documents (`more`: those that no notebook makes): what a visitor wants first, then the method, what was found, and the machinery"
     room = 'Engine room: {}'.format
     groups = {k: [] for k in ('Start', 'Method', 'Findings', 'Open experiments', 'How-to', 'Reference', *map(room, ROOMS))}
-    groups['Start'] = ['Front page <self>', *(d for d in START if d in docs or d == 'theatre' and with_theatre)]
-    groups['Reference'] = [d for d in REFERENCE if d in docs or d == 'api' and with_api]
+    groups['Start'] = ['Front page <self>', *(d for d in START if d in docs or d in more)]
+    groups['Reference'] = [d for d in REFERENCE if d in docs or d in more]
     for doc, (f, _) in docs.items():
         if doc in ('index', *START, *REFERENCE): continue
         kind = ('Open experiments' if doc in OPEN else 'Findings' if part(f) == 'results' else 'How-to' if part(f) in ('recipes', 'tour') else
@@ -254,8 +258,8 @@ def sidebar(docs, with_api, with_theatre=False):
     return {k: v for k, v in groups.items() if v}
 
 
-def prepare(nbs, dst):
-    "Write MyST pages for the notebooks under `nbs` to `dst`; document -> its page and cells"
+def prepare(nbs, dst, theatre):
+    "Write MyST pages for the notebooks under `nbs` to `dst`, and that of the theatre; document -> its page and cells"
     docs, names = {}, Names(nbs)
     for f in pages(nbs):
         doc = document(f, nbs)
@@ -263,9 +267,8 @@ def prepare(nbs, dst):
         docs[doc] = f, convert(f, names)
         if doc != 'index': docs[doc][1]['cells'] += head(f, nbs)
     if names.mods: (dst/'api.md').write_text(api(names), encoding='utf-8')
-    acted = networks(nbs.parent/'data/weights')
-    if acted: shutil.copyfile(THEATRE/'page.md', dst/'theatre.md')
-    toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, bool(names.mods), bool(acted)).items())
+    if theatre: shutil.copyfile(THEATRE/'page.md', dst/'theatre.md')
+    toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, [p.stem for p in dst.glob('*.md')]).items())
     docs['index'][1]['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toc))
     if (nbs/'images').exists(): shutil.copytree(nbs/'images', dst/'images')
     for doc, (f, nb) in docs.items():
@@ -315,7 +318,8 @@ def build(out, nbs=NBS):
         for f in nbs.parent.iterdir():  # what pages link to as ../data/...
             if f.name[0] not in '._' and f not in (nbs, out): (d/f.name).symlink_to(f)
         src.mkdir()
-        docs = prepare(nbs, src)
+        acted = networks(nbs.parent/'data/weights')
+        docs = prepare(nbs, src, theatre=bool(acted))
         opts = ['-b', 'html', '-W', '--keep-going', '-q', '-N', '-c', HERE, '-d', d/'trees']
         cmd = [sys.executable, '-m', 'sphinx', *opts, src, site]
         r = subprocess.run(cmd, capture_output=True, encoding='utf-8', errors='replace', cwd=d,
@@ -327,7 +331,7 @@ def build(out, nbs=NBS):
                 return f"{f} cell {cs[int(m[2])//10_000 - 1]['id'].removeprefix('at-')}"  # how MyST-NB counts lines
             msg = re.sub(rf'{src}/([\w/-]+)\.ipynb(?::(\d+))?', page, r.stderr).replace(f'{src}/', '')
             return [l for l in msg.splitlines() if l.strip()] or [r.stdout]
-        if acted := networks(nbs.parent/'data/weights'):
+        if acted:
             shutil.copytree(THEATRE, site/'theatre', ignore=shutil.ignore_patterns('*.py', '*.md', '__pycache__'))
             (site/'theatre/networks.js').write_text(f'const NETWORKS = {json.dumps(acted, ensure_ascii=False)};\n', encoding='utf-8')
         for f in pages(nbs):  # as they are in the repository, to download

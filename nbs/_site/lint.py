@@ -5,7 +5,7 @@ CONTRIBUTING.md lists the rules. A finding names the page, the cell and what to 
 """
 import ast, io, json, re, sys, tokenize
 from pathlib import Path
-from build import LIB, NBS, PARTS, code, exported, mechanics, module, number, options, pages, part, relative, shown, source, stem
+from build import LIB, NBS, PARTS, code, exported, imports_only, is_import, mechanics, module, number, options, pages, part, relative, shown, source, stem, tree
 
 EXPORT, LESSON, RUN, SIZE, WIDE = 50, 15, 2, 300_000, 120   # lines, lines, exported cells to a lesson, bytes, columns
 STORY = PARTS[:PARTS.index('lab')]                          # parts that import nothing of the laboratory
@@ -18,16 +18,6 @@ JARGON = {'live': 'interact, train', 'lives': 'acts', 'lived': 'acted in', 'livi
 EMPTY = re.compile(r'(?:as in|see) `[\w.]+`(?: in `?\w+`?)?$|settings; where$|of `\w+`$')  # comments that say nothing of shape or meaning
 PATH = re.compile(r'(?<![\w.~:/})*-])/(?:root|home|work|tmp|mnt|opt|var|Users|usr/(?:local|lib))\b[\w./-]*')
 
-
-def tree(c):
-    "Syntax tree of a cell, shell lines and magics left out; empty where it does not parse"
-    try: return ast.parse(re.sub(r'^(\s*)[!%].*$', r'\1pass', code(c), flags=re.M) if c['cell_type'] == 'code' else '')
-    except SyntaxError: return ast.Module([], [])
-
-def is_import(n):
-    return isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Try) and all(map(is_import, n.body))
-
-def imports_only(c): return bool(tree(c).body) and all(map(is_import, tree(c).body))
 
 def modules(c, f):
     "Modules of the package that a cell of page `f` imports, wherever in it"

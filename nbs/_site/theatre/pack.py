@@ -28,9 +28,9 @@ def pack(path, seed=0):
     return dict(at=at, data=base64.b64encode(data).decode(), seed=about['seeds'][seed], frames=about['frames'], dropout=config.get('p_drop'))
 
 def networks(folder):
-    "All networks of the theatre that the folder has: name -> one network for each seed"
+    "All networks of the theatre that the folder has: name -> the network of its first seed"
     found = {}
     for stem, name in SHOWN.items():
         path = Path(folder)/f'{stem}.safetensors'
-        if path.exists(): found[name] = [pack(path, 0)]
+        if path.exists(): found[name] = pack(path)
     return found

@@ -2,7 +2,7 @@
 'use strict';
 (() => {
   const PIXELS = 44, NAMES = Object.keys(NETWORKS), nets = {};
-  const network = name => nets[name] ??= unpack(NETWORKS[name][0]);
+  const network = name => nets[name] ??= unpack(NETWORKS[name]);
   const believes = name => 'vae.decoder.out.w' in network(name);
   const $ = id => document.getElementById(id);
   const make = (tag, attributes = {}, ...children) => {
@@ -66,7 +66,6 @@
       (last < 0 ? 'In episode 4 it does not return to it.' : `In episode 4 it needs ${last + 1} steps (shortest: ${Math.max(shortest, 1)}).`);
   };
   function choose(goal) {
-    if (kindOf(goal) === 'never' && same(goal, [0, 0])) goal = [0, 0];
     watch.goal = goal;
     for (const s of watch.sides) s.moments = play(network(s.name), goal);
     $('outcome').textContent = `Goal (${goal.join(', ')}), ${WORDS[kindOf(goal)]}. ` + watch.sides.map(s => story(s.name, s.moments)).join(' ');
@@ -77,7 +76,7 @@
     $('moment').textContent = `episode ${episodeOf(t) + 1}, step ${t - HORIZON*episodeOf(t)}`;
     for (const s of watch.sides) {
       const m = s.moments[t], start = HORIZON*episodeOf(t), learned = s.kind.value === 'learned' && believes(s.name);
-      s.map.paint(learned ? [...belief(network(s.name), m.latent, {dropout: NETWORKS[s.name][0].dropout})].map(chance) : exact(s.moments, t));
+      s.map.paint(learned ? [...belief(network(s.name), m.latent, {dropout: NETWORKS[s.name].dropout})].map(chance) : exact(s.moments, t));
       s.map.at.cell = watch.goal;
       s.map.marks.replaceChildren(trail([[0, 0], ...s.moments.slice(start + 1, t + 1).map(x => x.reached)]), cross(watch.goal), agent(t ? m.reached : [0, 0]));
       s.kind.options[0].disabled = !believes(s.name);
@@ -149,7 +148,7 @@
   }
   const range = (label, low, high, step, value, change) => make('label', {class: 'range'}, label + ' ', make('input', {type: 'range', min: low, max: high, step, value, oninput: e => { e.target.nextSibling.textContent = ' ' + e.target.value; change(+e.target.value); drawMix(); }}), make('output', {}, ' ' + value));
   function sliders() {
-    const dropout = mixing.dropout ?? NETWORKS[mixing.name][0].dropout;
+    const dropout = mixing.dropout ?? NETWORKS[mixing.name].dropout;
     $('sliders').replaceChildren(
       ...[...mixing.weights].map(([k, w]) => range(`weight of goal (${k.replace(',', ', ')})`, 0, 2, .05, w, v => mixing.weights.set(k, v))),
       range('beta (1: inside, above 1: beyond)', 1, 3, .1, mixing.beta, v => { mixing.beta = v; }),
@@ -157,7 +156,7 @@
   }
   function drawMix() {
     const goals = [...mixing.weights.keys()].map(k => k.split(',').map(Number)), weights = stretch([...mixing.weights.values()], mixing.beta);
-    const out = imagine(network(mixing.name), goals, weights, {dropout: mixing.dropout ?? NETWORKS[mixing.name][0].dropout});
+    const out = imagine(network(mixing.name), goals, weights, {dropout: mixing.dropout ?? NETWORKS[mixing.name].dropout});
     mixing.map.paint([...out].map(chance));
     mixing.map.marks.replaceChildren(...goals.map((g, i) => { const [x, y] = centre(g); const t = make('text', {x, y: y + 5, 'text-anchor': 'middle', 'font-size': 14, 'font-weight': 700, fill: '#D55E00', stroke: '#fff', 'stroke-width': 3, 'paint-order': 'stroke'}); t.textContent = weights[i].toFixed(2); return t; }));
     const best = out.indexOf(Math.max(...out));
