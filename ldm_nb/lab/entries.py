@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'TRAIN_OPTIONS', 'Entry', 'checked_method', 'register_method', 'entry_of', 'named_method', 'method_of',
            'by_actions', 'default_settings', 'default_sources', 'Chosen', 'with_options', 'as_stored', 'plain_settings',
-           'drop_old_settings', 'complete']
+           'drop_old_settings', 'old_values', 'complete']
 
 # %% ../../nbs/lab/870_entries.ipynb #87019004
 import json
@@ -166,10 +166,19 @@ def drop_old_settings(
         raise BadInput(f'contact_forces is {v!r:.60}: {world} neither shows them nor has a price for them')
     return {k: v for k, v in stored.items() if k != 'contact_forces'}
 
+# %% ../../nbs/lab/870_entries.ipynb #87019041
+def old_values(
+    defaults:dict, # setting -> value, all settings that a run has in this version
+    stored:dict, # setting -> value, as an older version stored them
+)->dict: # setting -> value
+    "What older versions did before a setting existed, if it is not the default"
+    joint = (defaults | stored).get('encoder_loss') == 'joint'
+    return dict(encoder_clip='sum') if joint and 'encoder_clip' in defaults and 'encoder_clip' not in stored else {}
+
 def complete(
     world:str, method:str, # names
     stored:dict, # setting -> value, as this or an older version stored them
 )->dict: # all settings of this version
     "Fill in defaults for the settings that were not stored"
     defaults = plain_settings(world, method)
-    return defaults | drop_old_settings(world, defaults, stored)
+    return defaults | old_values(defaults, stored) | drop_old_settings(world, defaults, stored)

@@ -29,7 +29,7 @@ from .checkpoints import load_weights
 from .jobs import Job, job, newest
 from .entries import (
     METHODS, Chosen, Entry, as_stored, complete, method_of, named_method, default_settings, plain_settings,
-    drop_old_settings, with_options)
+    drop_old_settings, old_values, with_options)
 
 # %% ../../nbs/lab/872_presets.ipynb #404a8d84
 ROBOT_WORLDS = {k: WORLDS[k] for k in ('ant-dir', 'ant-goal', 'cheetah-vel')} # name -> function that makes the world
@@ -44,7 +44,8 @@ CHANGES = { # preset -> setting -> value and its source
     'release': with_source('release: drawn anew for each latent dimension', weights='per-dimension')
         | with_source('release: the buffer takes no more tasks once `buffer_size` have been counted', buffer='frozen')
         | with_source('release: no policy update in iteration 0', skip_first_update=True)
-        | with_source('release: a mask for every posterior and transition', dropout_mask='pair'),
+        | with_source('release: a mask for every posterior and transition', dropout_mask='pair')
+        | with_source('release: the gradient of the sum of both losses is clipped', encoder_clip='sum'),
     'reduced': with_source('ours: a subsample, for speed', posteriors=32),
     'quick': QUICK,
     'one-goal': QUICK | with_source('ours: by the test goals of ring 5, seeds 100:103', average=.999)
@@ -108,7 +109,7 @@ def changes(
     if world not in OURS: out |= fitting_changes(w, mine | {k: v for k, (v, _) in out.items()})
     multi = mine.get('decoder') == 'multi-head' and w.n_cells # it decodes all cells at once
     idle = ('transitions', 'dropout_mask', 'counted') if multi else ()
-    if mine.get('encoder_loss') == 'elbo': idle += 'encoder_lr', # `vae_lr` is the step size of the encoder
+    if mine.get('encoder_loss') == 'elbo': idle += 'encoder_lr', 'encoder_clip' # `vae_lr` is the encoder's step size
     return {k: v for k, v in out.items() if k in mine and k not in idle}
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0007
@@ -298,7 +299,8 @@ def fit(
         raise NoSuch(f'{k} is {info[k]!r:.60}: allowed is one of {list(names)}, what your program registers before, '
                      'or module:name')
     default = with_options(info['world'], preset(info['world'], info['method']))
-    return with_values(default, drop_old_settings(info['world'], settings(default), info['config']))
+    now, stored = settings(default), info['config']
+    return with_values(default, old_values(now, stored) | drop_old_settings(info['world'], now, stored))
 
 # %% ../../nbs/lab/872_presets.ipynb #8f8eac6d
 def assemble(

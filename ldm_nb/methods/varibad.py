@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MUJOCO', 'BELIEF', 'STAGES', 'update', 'METHOD', 'one_latent', 'one_step', 'VariBAD', 'init', 'draw_noise',
-           'joint_step', 'learn_policy', 'learn_belief', 'network']
+           'joint_gradients', 'joint_step', 'learn_policy', 'learn_belief', 'network']
 
 # %% ../../nbs/methods/710_varibad.ipynb #fe1f2706
 from dataclasses import dataclass
 import torch
 from torch import Tensor
 from ..core.errors import BadInput
+from ..core.seeds import tree_map
 from ..core.settings import one_of, with_source, within
-from ..core.optimisers import gradients, leaf, norm, init_moments, adam, total
+from ..core.optimisers import gradients, leaf, clip, norm, init_moments, adam, total
 from ..worlds.tasks import World
 from ..belief.encoder import EncoderSize
 from ..belief.decoder import TRANSITIONS, VAE
@@ -61,6 +62,8 @@ class VariBAD:
     precollect:int = within(5000, 0, 10**12) # frames collected before the first update; release: variBAD, grid
     encoder_loss:str = one_of('joint', 'elbo') # losses that train the encoder: 'joint': policy and ELBO (release,
         # grid); 'elbo': only the ELBO (release, MuJoCo)
+    encoder_clip:str = one_of('each', 'sum') # gradient that is clipped if both losses train the encoder: 'each': that
+        # of each loss, before they are added (ours: the ELBO's is far longer); 'sum': that of their sum (release)
     encoder:EncoderSize = EncoderSize() # sizes of the encoder
     policy:PolicySize = PolicySize(policy_layers=(32, 32)) # same latent as `vae`; release: variBAD, grid
     learner:Learner = Learner(encoder_lr=1e-3) # same step size as `vae`; release: variBAD, grid
@@ -103,6 +106,20 @@ def draw_noise(
     n, enough = experience_noise(cfg, world, gens), (iteration + 1)*frames_of(cfg, world) >= cfg.precollect
     return n | learning_noise(cfg, world, gens, iteration, None if enough else 0)
 
+# %% ../../nbs/methods/710_varibad.ipynb #71000010
+def joint_gradients(
+    cfg:VariBAD, # settings
+    policy:Tensor, # [S] loss of the policy
+    elbo:Tensor, # [S] negative ELBO
+    p:dict, # parameters of encoder, decoder and heads, which collect gradients
+)->tuple: # tree of gradients; norms of both losses' gradients in the encoder (name -> [S]), {} with 'sum'
+    "Gradients of the sum of both losses"
+    if cfg.encoder_clip == 'sum': return gradients(policy + elbo, p), {}
+    a, b = gradients(policy, p), gradients(elbo, p)
+    parts = [clip(g['encoder'], cfg.learner.max_grad_norm) for g in (a, b)]
+    norms = dict(encoder_policy_norm=norm(a['encoder']), encoder_elbo_norm=norm(b['encoder']))
+    return dict(encoder=tree_map(torch.add, *parts), heads=a['heads'], decoder=b['decoder']), norms
+
 # %% ../../nbs/methods/710_varibad.ipynb #a762d576
 @torch.enable_grad()
 def joint_step(
@@ -120,8 +137,8 @@ def joint_step(
     read = memories_of(p['encoder'], exp)
     goal = policy_advantages(learner, update_targets(cfg, p, stats, exp, reward, read))
     rl, vae = policy_losses(cfg, p, stats, exp.traj, goal, read), stored_loss(cfg, world, p, codes, noise)
-    g = gradients(total(rl, loss_weights(learner)) + total(vae, elbo_weights(cfg.vae)), p)
-    metrics = {k: v.detach() for k, v in (rl | vae).items()} | {f'{k}_norm': norm(v) for k, v in g.items()}
+    g, norms = joint_gradients(cfg, total(rl, loss_weights(learner)), total(vae, elbo_weights(cfg.vae)), p)
+    metrics = {k: v.detach() for k, v in (rl | vae).items()} | {f'{k}_norm': norm(v) for k, v in g.items()} | norms
     decoder, moments = adam(p['decoder'], g['decoder'], opt['decoder'], cfg.vae.vae_lr)
     params, opt, _ = optimiser_steps(learner, POLICY, params | dict(decoder=decoder), opt | dict(decoder=moments), g)
     return update_average(learner, params), opt, metrics
