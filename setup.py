@@ -13,13 +13,14 @@ lic = dict(apache2='Apache-2.0', mit='MIT', gpl3='GPL-3.0-only', bsd3='BSD-3-Cla
 status = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
 class Build(build_py):
-    "Copies the trained networks of data/weights into the package of a wheel; an editable install finds them in the clone"
+    "Copies trained networks and belief theatre into the package of a wheel; an editable install finds them in the clone"
     def run(self):
         super().run()
         if self.editable_mode: return
-        to = Path(self.build_lib)/c['lib_path']/'weights'
-        to.mkdir(parents=True, exist_ok=True)
-        for f in sorted((here/'data/weights').glob('*.safetensors')): copy(f, to)
+        for name, there, kinds in (('weights', 'data/weights', ['safetensors']), ('theatre', 'nbs/_site/theatre', ['js', 'css'])):
+            to = Path(self.build_lib)/c['lib_path']/name
+            to.mkdir(parents=True, exist_ok=True)
+            for f in sorted(f for k in kinds for f in (here/there).glob(f'*.{k}')): copy(f, to)
 
 setup(
     cmdclass=dict(build_py=Build),

@@ -2,21 +2,30 @@
 import json, shutil, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from build import HERE
-from pack import SHOWN, networks, pack
-from ldm_nb import load
+from build import HERE, SHOWN, shown
+from ldm_nb import load, train
 from ldm_nb.belief.decoder import decode_naive
 from ldm_nb.belief.encoder import encode
 from ldm_nb.evaluation.evaluate import evaluate
 from ldm_nb.lab.opened import opened
+from ldm_nb.lab.theatre import acting, packed, skeleton, theatre, theatre_data
+from ldm_nb.core.errors import RunError
+from ldm_nb.worlds.simulator import ANT, CHEETAH, engine, load as load_model
 from ldm_nb.mixture.mixture import mix, mixture_weights
 
 ROOT = HERE.parents[1]
 WEIGHTS, AGENT = ROOT/'data/weights', HERE/'theatre/agent.js'
 NODE = shutil.which('node')
 node = pytest.mark.skipif(not NODE, reason='node is not installed')
+
+STEMS = [f'{n}' for names in SHOWN.values() for n in names if n.startswith('gridworld') and (WEIGHTS/f'{n}.safetensors').exists()]
+def pack(path, i=0):
+    "The networks of the `i`-th seed of a file"
+    job = opened(path)
+    return packed(acting(job, job.progress.seeds[i])) | dict(seed=job.progress.seeds[i])
 
 def run(script, net, tmp_path):
     "What a script prints, with the networks as `p` and the theatre's functions as `a`"
@@ -28,12 +37,13 @@ def run(script, net, tmp_path):
 
 def test_all_networks():
     "Every network that the theatre names is in data/weights, small enough to load"
-    found = networks(WEIGHTS)
-    assert list(found) == list(SHOWN.values())
-    assert len(json.dumps(found)) < 1_500_000 and all('critic' not in k for n in found.values() for k in n['at'])
+    found, robots = shown(WEIGHTS)
+    assert set(found) <= set(SHOWN) and len(found) == len(STEMS) >= 3
+    assert len(json.dumps(found)) < 2_500_000 and all('critic' not in k for n in found.values() for k in n['at'])
+    assert {p['world'] for p in robots['plays']} == {'cheetah-vel', 'ant-dir', 'ant-goal'} and len(json.dumps(robots)) < 2_500_000
 
 @node
-@pytest.mark.parametrize('stem', SHOWN)
+@pytest.mark.parametrize('stem', STEMS)
 @pytest.mark.parametrize('i', [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3))])
 def test_actions(stem, i, tmp_path):
     "The same 120 actions for all 45 goals; the theatre shows the first seed of a file"
@@ -65,14 +75,53 @@ def test_mixture(tmp_path):
     logit = decode_naive(first(decoder), m_hat[:, 0, :, None].expand(-1, -1, world.n_cells, -1), cells, torch.ones(1, 1, world.n_cells, 32, dtype=torch.bool), 1.)
     assert torch.tensor(theirs['r']).allclose(world.rewards.imagine(logit).flatten().float(), atol=1e-3)
 
+@node
+@pytest.mark.parametrize('body', [CHEETAH, ANT], ids=['cheetah', 'ant'])
+def test_bodies(body, tmp_path):
+    "The ends of every limb are where MuJoCo has them, for random poses"
+    mujoco, m = engine(), load_model(body)
+    data, gen, where = mujoco.MjData(m), np.random.default_rng(0), skeleton(body)
+    for _ in range(5):
+        q = m.qpos0 + gen.normal(0, .5, m.nq)
+        if body is ANT: q[3:7] /= np.linalg.norm(q[3:7])
+        data.qpos[:] = q
+        mujoco.mj_kinematics(m, data)
+        script = f"const a = require({json.dumps(str(HERE/'theatre/robots.js'))}); console.log(JSON.stringify(a.place({json.dumps(where['links'])}, {q.tolist()})))"
+        theirs = json.loads(subprocess.run([NODE, '-e', script], capture_output=True, encoding='utf-8', check=True).stdout)
+        shapes = iter(theirs)
+        for g in (g for i in range(1, m.nbody) for g in range(m.ngeom) if m.geom_bodyid[g] == i):
+            half = m.geom_size[g][1] if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_CAPSULE else 0.
+            along, (a, b, radius) = data.geom_xmat[g].reshape(3, 3)[:, 2]*half, next(shapes)
+            assert np.allclose(a, data.geom_xpos[g] - along, atol=1e-6) and np.allclose(b, data.geom_xpos[g] + along, atol=1e-6)
+            assert radius == pytest.approx(m.geom_size[g][0])
+        assert next(shapes, None) is None
+
+@node
+def test_poses(tmp_path):
+    "A pose that JavaScript reads is the recorded one, to a unit of 1/400 m or rad"
+    _, robots = theatre_data({'LDM': 'cheetah-vel-ldm-reduced'})
+    (tmp_path/'play.json').write_text(json.dumps(robots['plays'][1]))
+    script = f"const a = require({json.dumps(str(HERE/'theatre/robots.js'))}); console.log(JSON.stringify(a.poses(JSON.parse(require('fs').readFileSync({json.dumps(str(tmp_path/'play.json'))})), 9)))"
+    theirs = json.loads(subprocess.run([NODE, '-e', script], capture_output=True, encoding='utf-8', check=True).stdout)
+    assert len(theirs) == 202 and robots['plays'][1]['starts'] == [0, 101]
+    assert abs(theirs[101][0]) < .2 < abs(theirs[100][0])  # the second episode begins at the start again
+
+def test_own_run(tmp_path):
+    "A run of one's own is shown, in single precision; an agent without a memory of its own is refused in words"
+    out = train('gridworld', 'ldm', out=tmp_path/'mine', frames=1920, seeds=[5])
+    shown = theatre(tmp_path/'mine')
+    assert shown.labels == ['mine'] and '"single": true' in shown.html and '"seed": 5' in shown.html and 'iframe srcdoc' in shown._repr_html_()
+    with pytest.raises(RunError, match='cannot be shown'): theatre_data({'x': str(train('gridworld', 'ldm', out=tmp_path/'other', frames=1920, seeds=[5], state_conditioned=True))})
+
 @pytest.mark.skipif(not shutil.which('chromium'), reason='chromium is not installed')
 def test_page(tmp_path):
     "The page opens from disk and shows the story of the first goal; a fault in its script would leave the note about JavaScript"
     shutil.copytree(HERE/'theatre', tmp_path/'theatre')
-    (tmp_path/'theatre/networks.js').write_text(f'const NETWORKS = {json.dumps(networks(WEIGHTS), ensure_ascii=False)};', encoding='utf-8')
+    (tmp_path/'theatre/networks.js').write_text(f'const [NETWORKS, ROBOTS] = {json.dumps(shown(WEIGHTS), ensure_ascii=False)};', encoding='utf-8')
     body = (HERE/'theatre/page.md').read_text(encoding='utf-8')
     (tmp_path/'x.html').write_text('<meta charset="utf-8">' + body[body.index('<div id="theatre">'):], encoding='utf-8')
     argv = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/profile', '--virtual-time-budget=6000', '--dump-dom', str(tmp_path/'x.html')]
     html = subprocess.run(argv, capture_output=True, encoding='utf-8', timeout=120).stdout
     assert 'needs JavaScript' not in html and html.count('<rect') > 4*49
     assert 'Goal (3, 4), a test goal.' in html and 'highest imagined reward' in html
+    assert html.count('<canvas') == 2 and 'standing still' in html  # the half cheetah of two agents

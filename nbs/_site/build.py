@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Build the site from the pages: `python nbs/_site/build.py [--out DIR]` makes `_docs/`, offline.
 
-A page is taken as it stands in git: its outputs are the saved ones, nothing is run or imported. Here it becomes a MyST
+A page is taken as it stands in git: its outputs are the saved ones, nothing is run or imported (only the belief theatre
+imports the package: its robots play when the site is built). Here it becomes a MyST
 notebook (hidden cells left out, back-quoted names linked to their definitions), and Sphinx makes the site. Warnings are
 errors, and so is a link inside the site that leads nowhere.
 """
@@ -14,8 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 HERE = Path(__file__).resolve().parent
 THEATRE = HERE/'theatre'
-sys.path.insert(0, str(THEATRE))
-from pack import networks
 NBS, ROOT = HERE.parent, HERE.parents[1]
 cp = ConfigParser(); cp.read(ROOT/'settings.ini', encoding='utf-8')
 CFG = cp['DEFAULT']
@@ -37,6 +36,10 @@ FIRST = 'results/what-generalises', 'results/gridworld', 'results/locomotion'
 HOW_TO = 'recipes/world', 'recipes/method', 'recipes/questions'
 OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout', 'results/imagined-tasks'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
+SHOWN = {  # label in the belief theatre -> networks of data/weights
+    'LDM, one goal (ours)': ['gridworld-ldm-one-goal'], 'LDM': ['gridworld-ldm', 'cheetah-vel-ldm-reduced', 'ant-dir-ldm-reduced', 'ant-goal-ldm-reduced'],
+    'variBAD': ['gridworld-varibad', 'cheetah-vel-varibad-reduced'], 'Mixreg': ['gridworld-mixreg', 'cheetah-vel-mixreg-reduced'],
+    'RL²': ['gridworld-rl2-full', 'cheetah-vel-rl2-reduced', 'ant-dir-rl2-reduced', 'ant-goal-rl2-reduced']}
 REFERENCE = 'recipes/commands', 'recipes/settings', 'worlds/envs', 'api', 'tour/glossary', 'results/deviations', 'tour/changelog'
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 MARK = '⚙'                                     # of such pages in the sidebar
@@ -307,6 +310,15 @@ def dead_links(site):
     return bad
 
 
+def shown(weights):
+    "What the belief theatre needs of the networks in a folder; None if there are none"
+    runs = {label: [str(f) for n in names if (f := weights/f'{n}.safetensors').exists()] for label, names in SHOWN.items()}
+    if not any(runs.values()): return None
+    sys.path.insert(0, str(ROOT))
+    from ldm_nb.lab.theatre import theatre_data
+    return theatre_data(runs)
+
+
 def build(out, nbs=NBS):
     "Build the pages under `nbs` into `out`; the list of what is wrong (then `out` is left alone)"
     out, nbs = Path(out).resolve(), Path(nbs).resolve()
@@ -318,7 +330,7 @@ def build(out, nbs=NBS):
         for f in nbs.parent.iterdir():  # what pages link to as ../data/...
             if f.name[0] not in '._' and f not in (nbs, out): (d/f.name).symlink_to(f)
         src.mkdir()
-        acted = networks(nbs.parent/'data/weights')
+        acted = shown(nbs.parent/'data/weights')
         docs = prepare(nbs, src, theatre=bool(acted))
         opts = ['-b', 'html', '-W', '--keep-going', '-q', '-N', '-c', HERE, '-d', d/'trees']
         cmd = [sys.executable, '-m', 'sphinx', *opts, src, site]
@@ -333,7 +345,7 @@ def build(out, nbs=NBS):
             return [l for l in msg.splitlines() if l.strip()] or [r.stdout]
         if acted:
             shutil.copytree(THEATRE, site/'theatre', ignore=shutil.ignore_patterns('*.py', '*.md', '__pycache__'))
-            (site/'theatre/networks.js').write_text(f'const NETWORKS = {json.dumps(acted, ensure_ascii=False)};\n', encoding='utf-8')
+            (site/'theatre/networks.js').write_text(f'const [NETWORKS, ROBOTS] = {json.dumps(acted, ensure_ascii=False)};\n', encoding='utf-8')
         for f in pages(nbs):  # as they are in the repository, to download
             (page := site/'notebooks'/f.relative_to(nbs)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(f, page)

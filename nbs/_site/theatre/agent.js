@@ -13,11 +13,11 @@ function half(bits) {                                                   // IEEE 
   return sign*(exponent ? 2**(exponent - 15)*(1 + fraction/1024) : 2**-14*fraction/1024);
 }
 
-function unpack(net) {                                                  // {data: base64, at: name -> [offset, rows, columns]}
+function unpack(net) {                                                  // {data: base64, at: name -> [offset, rows, columns], single: 4 bytes a number}
   const bytes = Uint8Array.from(atob(net.data), c => c.charCodeAt(0)), view = new DataView(bytes.buffer), params = {};
   for (const [name, [offset, rows, columns]] of Object.entries(net.at)) {
     const values = new Float64Array(rows*columns);
-    for (let i = 0; i < values.length; i++) values[i] = half(view.getUint16(offset + 2*i, true));
+    for (let i = 0; i < values.length; i++) values[i] = net.single ? view.getFloat32(offset + 4*i, true) : half(view.getUint16(offset + 2*i, true));
     params[name] = {rows, columns, values};
   }
   return params;
@@ -46,10 +46,13 @@ function remember(p, encoder, memory, observation, reward) {            // one s
 }
 const posterior = (p, encoder, memory) => ({mu: layer(p, encoder + '.mu', memory), logvar: layer(p, encoder + '.logvar', memory)});
 const blank = p => new Float64Array(p['encoder.gru.w_h'].rows);
+const believer = p => p['vae.decoder.out.w'] ? 'vae.encoder' : p['decoder.out.w'] ? 'encoder' : null; // LDM has two encoders, variBAD one, RL2 no decoder
 
 function action(p, memory) {                                            // the most probable one
   const {mu, logvar} = posterior(p, 'encoder', memory);
-  const logits = layer(p, 'heads.logits', layer(p, 'heads.actor.0', join(mu, logvar)).map(Math.tanh));
+  let x = join(mu, logvar);
+  for (let k = 0; p[`heads.actor.${k}.w`]; k++) x = layer(p, 'heads.actor.' + k, x).map(Math.tanh);
+  const logits = layer(p, 'heads.logits', x);
   return logits.indexOf(Math.max(...logits));
 }
 const move = (cell, a) => cell.map((v, i) => Math.min(Math.max(v + MOVES[a][i], 0), SIDE - 1));
@@ -63,14 +66,14 @@ function act(state, goal, a) {                                          // one s
 }
 
 function play(p, goal) {                                                // a whole trial of an agent: a list of STEPS + 1 moments
-  let state = begin(), memory = blank(p), latent = p['vae.encoder.mu.w'] ? blank(p) : null;
+  let state = begin(), memory = blank(p), latent = believer(p) && blank(p);
   const moments = [{...state, reached: [0, 0], latent}];
   for (let t = 0; t < STEPS; t++) {
     const a = action(p, memory);
     state = act(state, goal, a);
     const observation = [...state.reached, +state.end];
     memory = remember(p, 'encoder', memory, observation, state.reward);
-    if (latent) latent = remember(p, 'vae.encoder', latent, observation, state.reward);
+    if (latent) latent = believer(p) === 'encoder' ? memory : remember(p, 'vae.encoder', latent, observation, state.reward);
     moments.push({...state, action: a, latent});
   }
   return moments;
@@ -81,24 +84,22 @@ function numbers(seed) {                                                // unifo
   return () => { s ^= s << 13; s ^= s >>> 17; s ^= s << 5; return (s >>> 0)/4294967296; };
 }
 
-function reward(p, latent, cell, mask, keep) {                          // the decoder: expected reward of reaching a cell
-  const embedded = relu(layer(p, 'vae.decoder.state', [...cell, 0])).map((v, i) => mask[i] ? v/keep : 0);
-  let x = join(latent, embedded);
-  for (const k of [0, 1]) x = relu(layer(p, 'vae.decoder.layers.' + k, x));
-  return MISS + (HIT - MISS)*sigmoid(layer(p, 'vae.decoder.out', x)[0]);
+function rewardOf(logit) { return MISS + (HIT - MISS)*sigmoid(logit); }  // expected reward of reaching a cell
+function decoded(p, latent, uniform, keep) {                            // expected reward of every cell, with one dropout mask each
+  const name = believer(p) === 'encoder' ? 'decoder' : 'vae.decoder';
+  const rest = x => { for (let k = 0; p[`${name}.layers.${k}.w`]; k++) x = relu(layer(p, `${name}.layers.${k}`, x)); return layer(p, name + '.out', x); };
+  if (!p[name + '.state.w']) return rest(latent).map(rewardOf);         // a decoder with one output for each cell
+  return CELLS.map(cell => rewardOf(rest(join(latent, relu(layer(p, name + '.state', [...cell, 0])).map(v => uniform() < keep ? v/keep : 0)))[0]));
 }
 
 function rewards(p, draw, {dropout = 0.7, samples = 32, seed = 1} = {}) { // mean over latents from `draw(normal)` and dropout masks
   const uniform = numbers(seed), normal = () => Math.sqrt(-2*Math.log(1 - uniform()))*Math.cos(2*Math.PI*uniform());
-  const keep = 1 - dropout, width = p['vae.decoder.state.w'].columns, total = new Float64Array(CELLS.length);
-  for (let s = 0; s < samples; s++) {
-    const latent = draw(normal);
-    CELLS.forEach((cell, c) => { total[c] += reward(p, latent, cell, Array.from({length: width}, () => uniform() < keep), keep)/samples; });
-  }
+  const total = new Float64Array(CELLS.length);
+  for (let s = 0; s < samples; s++) decoded(p, draw(normal), uniform, 1 - dropout).forEach((r, c) => { total[c] += r/samples; });
   return total;
 }
 function belief(p, memory, options) {                                   // what the latent dynamics network expects of every cell
-  const {mu, logvar} = posterior(p, 'vae.encoder', memory);
+  const {mu, logvar} = posterior(p, believer(p), memory);
   return rewards(p, normal => mu.map((m, i) => m + Math.exp(logvar[i]/2)*normal()), options);
 }
 
@@ -117,8 +118,8 @@ function stretch(raw, beta) {                                           // Eq. (
   return raw.map(v => beta*v/sum - (beta - 1)/raw.length);
 }
 function imagine(p, goals, weights, options) {                          // rewards of the mixture of the beliefs at the end of some tasks
-  const ends = goals.map(g => posterior(p, 'vae.encoder', play(p, g)[STEPS].latent).mu);
+  const ends = goals.map(g => posterior(p, believer(p), play(p, g)[STEPS].latent).mu);
   const mixed = ends[0].map((_, i) => weights.reduce((sum, w, k) => sum + w*ends[k][i], 0));
   return rewards(p, () => mixed, options);
 }
-if (typeof module !== 'undefined') module.exports = {unpack, play, belief, exact, stretch, imagine, rewards, reward, CELLS};
+if (typeof module !== 'undefined') module.exports = {unpack, play, belief, exact, stretch, imagine, rewards, believer, CELLS};

@@ -1,9 +1,10 @@
-// The page of the belief theatre. `agent.js` has the agents, `networks.js` their weights.
+// The page of the belief theatre. `agent.js` has the agents, `robots.js` the robots, `networks.js` weights and recorded poses.
 'use strict';
 (() => {
   const PIXELS = 44, NAMES = Object.keys(NETWORKS), nets = {};
   const network = name => nets[name] ??= unpack(NETWORKS[name]);
-  const believes = name => 'vae.decoder.out.w' in network(name);
+  const believes = name => Boolean(believer(network(name)));
+  const imagines = name => believer(network(name)) === 'vae.encoder';
   const $ = id => document.getElementById(id);
   const make = (tag, attributes = {}, ...children) => {
     const svg = ['svg', 'rect', 'circle', 'path', 'polyline', 'text', 'title'].includes(tag);
@@ -139,7 +140,7 @@
   }
 
   // 4. Mix
-  const mixing = {weights: new Map([['2,6', 1], ['6,4', 1]]), beta: 1, dropout: null, name: NAMES.find(believes)};
+  const mixing = {weights: new Map([['2,6', 1], ['6,4', 1]]), beta: 1, dropout: null, name: NAMES.find(imagines)};
   function mix(cell) {
     if (kindOf(cell) !== 'train') { $('imagined').textContent = 'Choose training goals: cells with a dotted outline.'; return; }
     const k = cell.join();
@@ -163,11 +164,12 @@
     $('imagined').textContent = `The highest imagined reward is ${out[best].toFixed(2)}, at (${CELLS[best].join(', ')}), ${WORDS[kindOf(CELLS[best])]}.`;
   }
 
-  function set() {
-    const root = $('theatre');
-    watch.sides = [NAMES[0], NAMES[NAMES.length - 1]].map((n, i) => side(i, n));
-    game.map = map('your map'); mixing.map = map('imagined rewards; click training goals', mix); mixing.map.at.cell = [2, 6];
-    root.replaceChildren(
+  function gridworld() {                                                // the parts of the page that need a trained agent of the gridworld
+    watch.sides = [...new Set([NAMES[0], NAMES[NAMES.length - 1]])].map((n, i) => side(i, n));
+    game.map = map('your map');
+    game.map.svg.setAttribute('tabindex', 0);
+    game.map.svg.addEventListener('keydown', e => { const a = {ArrowUp: 1, ArrowRight: 2, ArrowDown: 3, ArrowLeft: 4, ' ': 0}[e.key]; if (a !== undefined) { e.preventDefault(); turn(a); } });
+    return [
       make('h2', {}, 'Watch'),
       make('p', {}, 'Click a cell, or move the goal with the arrow keys. The agents do not see it: they get 1 on the goal and -0.1 elsewhere.'),
       make('p', {class: 'controls'}, make('button', {id: 'play', onclick: start}, 'Play'), ' ', make('input', {id: 'step', type: 'range', min: 0, max: STEPS, value: 0, 'aria-label': 'step', oninput: e => { stop(); show(+e.target.value); }}), ' ', make('output', {id: 'moment'})),
@@ -177,13 +179,23 @@
       make('p', {}, make('button', {onclick: scoreboard}, 'Play all goals')), make('div', {id: 'scores', class: 'row'}),
       make('h2', {}, 'You against the agents'), make('p', {}, 'A test goal is hidden. You have four episodes of 30 steps, like the agents. The arrow keys move you while the map has the focus, or use the buttons.'),
       make('div', {class: 'row'}, make('div', {class: 'side'}, game.map.svg), make('div', {class: 'side pad'}, ...[['↑', 1], ['←', 4], ['stay', 0], ['→', 2], ['↓', 3]].map(([t, a]) => make('button', {onclick: () => turn(a), 'aria-label': ['stay', 'up', 'right', 'down', 'left'][a], class: 'go' + a}, t)), make('button', {onclick: deal, class: 'new'}, 'New goal'))),
-      make('p', {id: 'yours', 'aria-live': 'polite'}),
+      make('p', {id: 'yours', 'aria-live': 'polite'})];
+  }
+  function mixer() {                                                    // the parts that need an agent with a latent dynamics network of its own
+    mixing.map = map('imagined rewards; click training goals', mix); mixing.map.at.cell = [2, 6];
+    return [
       make('h2', {}, 'Mix tasks'), make('p', {}, 'The decoder reads a weighted sum of latents and gives the rewards of a task that nobody has played. Click training goals to add or remove them.'),
-      make('p', {}, selector('mixer', 'Networks:', NAMES.filter(believes), mixing.name, n => { mixing.name = n; sliders(); drawMix(); })),
-      make('div', {class: 'row'}, make('div', {class: 'side'}, mixing.map.svg), make('div', {class: 'side', id: 'sliders'})), make('p', {id: 'imagined', 'aria-live': 'polite'}));
-    game.map.svg.setAttribute('tabindex', 0);
-    game.map.svg.addEventListener('keydown', e => { const a = {ArrowUp: 1, ArrowRight: 2, ArrowDown: 3, ArrowLeft: 4, ' ': 0}[e.key]; if (a !== undefined) { e.preventDefault(); turn(a); } });
-    choose(watch.goal); sliders(); drawMix(); deal();
+      make('p', {}, selector('mixer', 'Networks:', NAMES.filter(imagines), mixing.name, n => { mixing.name = n; sliders(); drawMix(); })),
+      make('div', {class: 'row'}, make('div', {class: 'side'}, mixing.map.svg), make('div', {class: 'side', id: 'sliders'})), make('p', {id: 'imagined', 'aria-live': 'polite'})];
+  }
+  const robots = () => [
+    make('h2', {}, 'Robots'), make('p', {}, 'Recorded runs, ten poses a second. Black: what the task wants, which the agents do not see. The line on the ground is the path of the episode.'),
+    ...stage(ROBOTS, make, selector)];
+
+  function set() {
+    $('theatre').replaceChildren(...NAMES.length ? gridworld() : [], ...mixing.name ? mixer() : [], ...ROBOTS.plays.length ? robots() : []);
+    if (NAMES.length) { choose(watch.goal); deal(); }
+    if (mixing.name) { sliders(); drawMix(); }
   }
   document.readyState === 'loading' ? document.addEventListener('DOMContentLoaded', set) : set();
 })();
