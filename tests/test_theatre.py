@@ -1,11 +1,11 @@
 "The belief theatre plays as the package does: every action, the decoder's rewards, the mixture."
-import json, shutil, subprocess, sys
+import html, json, shutil, subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from build import HERE, SHOWN, shown
+from build import HERE, SHOWN, theatre_networks
 from ldm_nb import load, train
 from ldm_nb.belief.decoder import decode_naive
 from ldm_nb.belief.encoder import encode
@@ -37,7 +37,7 @@ def run(script, net, tmp_path):
 
 def test_all_networks():
     "Every network that the theatre names is in data/weights, small enough to load"
-    found, robots = shown(WEIGHTS)
+    found, robots = theatre_networks(WEIGHTS)
     assert set(found) <= set(SHOWN) and len(found) == len(STEMS) >= 3
     assert len(json.dumps(found)) < 2_500_000 and all('critic' not in k for n in found.values() for k in n['at'])
     assert {p['world'] for p in robots['plays']} == {'cheetah-vel', 'ant-dir', 'ant-goal'} and len(json.dumps(robots)) < 2_500_000
@@ -113,15 +113,40 @@ def test_own_run(tmp_path):
     assert shown.labels == ['mine'] and '"single": true' in shown.html and '"seed": 5' in shown.html and 'iframe srcdoc' in shown._repr_html_()
     with pytest.raises(RunError, match='cannot be shown'): theatre_data({'x': str(train('gridworld', 'ldm', out=tmp_path/'other', frames=1920, seeds=[5], state_conditioned=True))})
 
+PROBE = """<script>
+const faults = [];
+addEventListener('error', e => faults.push(e.message)); console.error = (...x) => faults.push(x.join());
+addEventListener('load', () => setTimeout(() => {
+  const $ = s => document.querySelector(s), key = (e, k) => e.dispatchEvent(new KeyboardEvent('keydown', {key: k, bubbles: true}));
+  key($('svg.map[role=application]'), 'ArrowUp');                       // moves the goal from (3, 4) to (3, 5)
+  const outcome = $('#outcome').textContent;
+  for (const k of 'urrd') key([...document.querySelectorAll('svg.map')][2], {u: 'ArrowUp', r: 'ArrowRight', d: 'ArrowDown'}[k]);
+  const task = $('#task'); task.selectedIndex = 3; task.dispatchEvent(new Event('change'));
+  $('#play').click(); $('#play').click();
+  const played = Object.fromEntries(Object.keys(NETWORKS).map(n => [n, Object.fromEntries(CELLS.map(c => [c, play(unpack(NETWORKS[n]), c).slice(1).map(m => m.action).join('')]))]));
+  const seen = {faults, outcome, yours: $('#yours').textContent, played, wide: document.scrollingElement.scrollWidth, canvases: document.querySelectorAll('canvas').length};
+  document.body.append(Object.assign(document.createElement('pre'), {id: 'seen', textContent: JSON.stringify(seen)}));
+}, 100));
+</script>"""
+
 @pytest.mark.skipif(not shutil.which('chromium'), reason='chromium is not installed')
-def test_page(tmp_path):
-    "The page opens from disk and shows the story of the first goal; a fault in its script would leave the note about JavaScript"
+@pytest.mark.parametrize('width', [420, pytest.param(1280, marks=pytest.mark.slow)])
+def test_page(tmp_path, width):
+    "The page opens from disk: no error, works by keyboard, is not wider than the window, and plays every goal as PyTorch does"
     shutil.copytree(HERE/'theatre', tmp_path/'theatre')
-    (tmp_path/'theatre/networks.js').write_text(f'const [NETWORKS, ROBOTS] = {json.dumps(shown(WEIGHTS), ensure_ascii=False)};', encoding='utf-8')
+    (tmp_path/'theatre/networks.js').write_text(f'const [NETWORKS, ROBOTS] = {json.dumps(theatre_networks(WEIGHTS), ensure_ascii=False)};', encoding='utf-8')
     body = (HERE/'theatre/page.md').read_text(encoding='utf-8')
-    (tmp_path/'x.html').write_text('<meta charset="utf-8">' + body[body.index('<div id="theatre">'):], encoding='utf-8')
-    argv = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/profile', '--virtual-time-budget=6000', '--dump-dom', str(tmp_path/'x.html')]
-    html = subprocess.run(argv, capture_output=True, encoding='utf-8', timeout=120).stdout
-    assert 'needs JavaScript' not in html and html.count('<rect') > 4*49
-    assert 'Goal (3, 4), a test goal.' in html and 'highest imagined reward' in html
-    assert html.count('<canvas') == 2 and 'standing still' in html  # the half cheetah of two agents
+    page = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{PROBE}<div style="max-width: {width - 16}px">' + body[body.index('<div id="theatre">'):]
+    (tmp_path/'x.html').write_text(page, encoding='utf-8')
+    argv = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/profile', f'--window-size={max(width, 500)},900', '--virtual-time-budget=20000', '--dump-dom', str(tmp_path/'x.html')]
+    dom = subprocess.run(argv, capture_output=True, encoding='utf-8', timeout=240).stdout
+    seen = json.loads(html.unescape(dom[dom.index('<pre id="seen">') + 15:].split('</pre>')[0]))
+    assert not seen['faults'] and 'needs JavaScript' not in dom
+    assert 'Goal (3, 5), a test goal.' in seen['outcome'] and 'episode 1, step 4' in seen['yours'] and seen['canvases'] == 2
+    assert seen['wide'] <= max(width, 500)  # the narrowest window of headless Chromium is 500
+    for label, names in SHOWN.items():
+        if label not in seen['played']: continue
+        world, agent = load(WEIGHTS/f'{names[0]}.safetensors')
+        traj = evaluate(world, agent, split='all', seeds=1)
+        for k, (x, y) in enumerate(world.family.splits['all'].tasks.int().tolist()):
+            assert seen['played'][label][f'{x},{y}'] == ''.join(map(str, traj.action[0, :, k].tolist())), (label, x, y)

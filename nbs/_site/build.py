@@ -310,7 +310,7 @@ def dead_links(site):
     return bad
 
 
-def shown(weights):
+def theatre_networks(weights):
     "What the belief theatre needs of the networks in a folder; None if there are none"
     runs = {label: [str(f) for n in names if (f := weights/f'{n}.safetensors').exists()] for label, names in SHOWN.items()}
     if not any(runs.values()): return None
@@ -330,7 +330,7 @@ def build(out, nbs=NBS):
         for f in nbs.parent.iterdir():  # what pages link to as ../data/...
             if f.name[0] not in '._' and f not in (nbs, out): (d/f.name).symlink_to(f)
         src.mkdir()
-        acted = shown(nbs.parent/'data/weights')
+        acted = theatre_networks(nbs.parent/'data/weights')
         docs = prepare(nbs, src, theatre=bool(acted))
         opts = ['-b', 'html', '-W', '--keep-going', '-q', '-N', '-c', HERE, '-d', d/'trees']
         cmd = [sys.executable, '-m', 'sphinx', *opts, src, site]

@@ -48,7 +48,7 @@ function stage(ROBOTS, make, selector) {                                // the p
   function draw(canvas, p, t) {
     const g = canvas.getContext('2d'), list = path(p), body = ROBOTS.bodies[p.body], first = p.starts.filter(s => s <= t).pop(), episode = p.starts.indexOf(first);
     const shapes = place(body.links, list[t]), torso = shapes[0][0], flat = p.kind === 'velocity';
-    const metre = flat ? 100 : p.kind === 'goal' ? 40 : 70;
+    const metre = flat ? 100 : p.kind === 'goal' ? 55 : 70;
     const middle = p.kind === 'goal' ? [0, 0] : torso;
     const sin = Math.sin(.75), cos = Math.cos(.75), ground = flat ? HEIGHT - 50 : HEIGHT/2 + 10;
     const px = ([x, y, z]) => [WIDTH/2 + (x - middle[0])*metre, ground - (flat ? z : (y - middle[1])*sin + z*cos)*metre];
