@@ -44,8 +44,8 @@ def test_trained_networks(elsewhere, tmp_path):
     "Networks come with the wheel and are used by name"
     r = run(elsewhere, 'from ldm_nb import load; w, a = load("gridworld-ldm-one-goal", 1); print(w.steps)', tmp_path)
     assert r.returncode == 0 and r.stdout.strip() == '120', r.stderr
-    r = run(elsewhere, "from ldm_nb import theatre; print(theatre(\"gridworld-rl2-full\").save(\"t.html\"))", tmp_path)
-    assert r.returncode == 0 and "agent.js" not in (page := (tmp_path/"t.html").read_text(encoding="utf-8")) and "function play" in page, r.stderr
+    r = run(elsewhere, 'from ldm_nb import theatre; theatre("gridworld-rl2-full").save("t.html")', tmp_path)
+    assert r.returncode == 0 and 'function play' in (tmp_path/'t.html').read_text(encoding='utf-8'), r.stderr
     r = run(elsewhere, 'from ldm_nb.__main__ import main; main(["render", "gridworld-rl2-full", "--task", "3,4"])', tmp_path)
     assert r.returncode == 0 and (tmp_path/'gridworld-rl2-full.gif').exists(), r.stderr
     assert sum(f.stat().st_size for f in (elsewhere/'ldm_nb/weights').iterdir()) < 20e6
