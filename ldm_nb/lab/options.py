@@ -182,7 +182,8 @@ class Record:
 @dataclass(frozen=True)
 class Reproduce:
     "Train and record the runs that a figure of the paper still lacks, or list them with what they cost."
-    figure:str = option('a figure of the table, such as 3; all: every row', 'FIGURE', 'all', positional=True)
+    figure:str = option('figure or record of the table, such as 3 or gridworld-ldm; all: every row', 'FIGURE', 'all',
+                        positional=True)
     minutes:float = option('time to use; 0: until all is done', 'MINUTES', 0.)
     list:bool = option('only show what is done, what is missing, and about how many hours it takes', default=False)
     measure:bool = option(

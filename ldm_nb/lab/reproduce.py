@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
     variant:str # name of the changed settings, for the record; '': the preset as it is
     settings:dict # name -> value of each setting that differs from the preset
     seeds:list # integers
-    frames:int # frames per seed; a run may be longer
+    frames:int # frames per seed, of one stage of the row; a run may be longer
 
     @property
     def name(self)->str:
@@ -97,12 +97,14 @@ def read_table(
             first = with_options(r['world'], preset(r['world'], r['method'], r['preset']))
             changed = parse_settings(r['settings'], first)
             if r['variant']: check_name(r['variant'])
-            e = Experiment(**dict(r, settings=changed, seeds=parse_seeds(r['seeds']), frames=parse_frames(r['frames'])))
+            if not (stages := [parse_frames(x) for x in (r['frames'] or '').split()]) or stages != sorted(set(stages)):
+                raise BadInput(f"frames is {r['frames']!r}: give one number, or several in ascending order")
+            e = Experiment(**dict(r, settings=changed, seeds=parse_seeds(r['seeds']), frames=stages[0]))
             config(e)
             if seen.setdefault(e.name, settings(row_settings(e))) != settings(row_settings(e)):
                 raise BadInput(f'the record {e.name} has other settings in a line before: give it another variant')
         except (ValueError, TypeError) as error: raise BadInput(f'{path}, line {i}: {error}') from None
-        experiments.append(e)
+        experiments += [e._replace(frames=n) for n in stages]
     return experiments
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0002
@@ -116,11 +118,11 @@ def config(
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0004
 def figure_rows(
     table:list, # rows, from `read_table`
-    figure:str, # a figure of the table, or 'all'
+    figure:str, # a figure of the table, the name of a record, or 'all'
 )->list: # list of Experiment
-    "Rows of a figure; raises `BadInput` with the nearest name for an unknown figure"
-    known_name(figure, ['all', *dict.fromkeys(e.figure for e in table)], 'figure')
-    return [e for e in table if figure in ('all', e.figure)]
+    "Rows of a figure or record; raises `BadInput` with the nearest name for an unknown one"
+    known_name(figure, dict.fromkeys(['all', *(e.figure for e in table), *(e.name for e in table)]), 'figure')
+    return [e for e in table if figure in ('all', e.figure, e.name)]
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0005
 def differing_settings(
