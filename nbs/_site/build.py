@@ -32,7 +32,7 @@ PARTS = ('core', 'worlds', 'belief', 'policy', 'mixture', 'training', 'evaluatio
 TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make modules of the package itself
 START = 'theatre', 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
 ROOMS = 'core', 'worlds', 'belief', 'policy', 'training', 'evaluation', 'methods', 'lab'  # of the engine room
-FIRST = 'results/what-generalises', 'results/gridworld', 'results/locomotion'
+FIRST = 'results/what-generalises', 'results/why', 'results/gridworld', 'results/locomotion'
 HOW_TO = 'recipes/world', 'recipes/method', 'recipes/questions'
 OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout', 'results/imagined-tasks'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
