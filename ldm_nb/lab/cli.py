@@ -50,6 +50,7 @@ from .collected import collected
 from .options import (
     Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Bench, columns, wrapped_text, hang,
     options_of, check_values, parsed, read)
+from .tracking import check_tracker, read_tracking, tracking
 from .door import door, option_value, world_word
 
 # %% ../../nbs/lab/884_cli.ipynb #ef527b24
@@ -165,10 +166,11 @@ def start_train(
 )->int: # exit status
     "Run `ldm train`; raises `BadInput` for bad options, `RunError` if the run folder exists"
     run, cfg = parse_train(argv)
+    if run.track: check_tracker(run.track)
     info = describe(run, cfg, argv)
     job = assemble(run.out or f'runs/{record_name(run.world, run.method)}', info)
-    with new_run(job.folder, info), with_hint(job.folder):
-        return execute(job, eval_every(job.cfg, job.world), over=stop)
+    with new_run(job.folder, info), with_hint(job.folder), tracking(job.folder, info, run.track) as told:
+        return execute(job, eval_every(job.cfg, job.world), over=stop, told=told)
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0006
 def describe(
@@ -189,7 +191,7 @@ def describe(
     faster = run.compile and can_compile(run.device, world, cfg)
     check_simulator(world)
     frames = iterations(cfg, world, frames)*frames_of(cfg, world) # whole iterations
-    train_command = shlex.join(['ldm', 'train', *drop_option(argv, '--out')])
+    train_command = shlex.join(['ldm', 'train', *drop_option(drop_option(argv, '--out'), '--track')])
     return new_config(run.world, run.method, seeds, frames, preset=run.preset, variant=run.variant or None,
                       device=run.device, threads=threads, compile=faster, checkpoint_every=run.checkpoint_every,
                       config=settings(all_of), tasks=world.family.splits['eval'].tasks.tolist(), command=train_command)
@@ -245,6 +247,7 @@ def start_resume(
 )->int: # exit status
     "Run `ldm resume`; raises `RunError` if the folder holds no run, `BadInput` if the run is already longer"
     info = read_config(run.run)
+    read_tracking(run.run) # is its tracker installed?
     frames = run.frames and parse_frames(run.frames)
     add, remove = (some_seeds(k, getattr(run, k)) for k in ('seeds', 'without'))
     changes = [f'--{k} {getattr(run, k)}' for k in ('frames', 'seeds', 'without') if getattr(run, k)]
@@ -252,7 +255,8 @@ def start_resume(
         job, train_command = resumed(run, info, frames), ' '.join(['ldm resume RUN', *changes])
         every = eval_every(job.cfg, job.world)
         for wanted in planned_changes(info['seeds'], unfinished_change(run.run), add, remove):
-            if status := change(job, wanted, assemble, every, train_command): return status
+            with tracking(run.run, info) as told: status = change(job, wanted, assemble, every, train_command, told)
+            if status: return status
             info = read_config(run.run)
             job = resumed(run, info, frames)
         if job.frames < job.info['frames']:
@@ -260,7 +264,7 @@ def start_resume(
             if text := segment_changes(segments(info)[-1], new): err.write(text + '\n')
             info |= dict(frames=job.info['frames'], segments=[*info.get('segments', []), new])
             write_config(job.folder, info)
-        return execute(job, every, over=stop)
+        with tracking(run.run, info) as told: return execute(job, every, over=stop, told=told)
 
 # %% ../../nbs/lab/884_cli.ipynb #39dae23c
 def resumed(

@@ -302,6 +302,7 @@ def measure(
     job:Job, # job to evaluate
     sink:Sink, # progress display, which gets the results
     clock:dict, # `at` (seconds) and `frames` of the previous evaluation; updated
+    told=None, # function: metric lines of the evaluation -> None, such as one that sends them to a tracker
 )->None:
     "Evaluate, then write a metric line per seed and a timing line"
     p, out, frames = job.progress, evaluate_job(job), job.frames
@@ -322,6 +323,7 @@ def measure(
     append_jsonl(job.folder/'timing.jsonl', [timing])
     clock |= dict(at=now, frames=frames)
     sink.evaluated(rows)
+    if told: told(rows)
 
 # %% ../../nbs/lab/850_jobs.ipynb #dd5468f3
 def max_processes(
@@ -394,6 +396,7 @@ def execute(
     until:int=None, # iteration to stop at, without finishing; None: train to the budget and finish
     also=(), # further iterations with an evaluation
     over=None, # function, called before each iteration; True stops the run as Ctrl-C does
+    told=None, # function: metric lines of an evaluation -> None, called after each evaluation
 )->int: # exit status: 0 if done, else 128 + number of the signal that stopped it
     "Train a job to its budget, then `finish` it; raises `Diverged` if its last seed is frozen"
     clock, sink = dict(at=time.monotonic(), frames=job.frames), Sink(job)
@@ -404,7 +407,8 @@ def execute(
         with (with_hint(folder := job.info.get('whole', job.folder)), Stop() as stop, compiling(fast and not recorded),
               processes_for(*job.parts, process_count(job) if job.progress.iteration < last else 1) as crew):
             def after_fetch(f): return lambda p: (crew and crew.fetch(p), f(p))
-            look_at, keep = after_fetch(lambda p: measure(job, sink, clock)), after_fetch(lambda p: save(job, clock))
+            look_at = after_fetch(lambda p: measure(job, sink, clock, told))
+            keep = after_fetch(lambda p: save(job, clock))
             try:
                 train(*job.parts, total, every, look_at, keep, job.info['checkpoint_every'], sink.tick,
                       lambda: stop() or bool(over and over()) or job.progress.iteration >= last,

@@ -52,7 +52,7 @@ def train(
     device:str='cpu', # 'cpu' or 'cuda'
     threads:int=1, # CPU cores to use; 0: all
     quiet:bool=True, # print nothing
-    **settings, # settings of the method, options of the world; also compile, variant and checkpoint_every
+    **settings, # settings of the method, options of the world; also compile, variant, checkpoint_every and track
 )->Path: # the run folder
     "Train as `ldm train` does; raises `BadInput` for bad arguments, `RunError` if the run folder exists"
     for k, v in dict(world=world, method=method).items():

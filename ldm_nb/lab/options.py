@@ -129,6 +129,7 @@ class Train:
     compile:bool = option(SHARED.graphs, default=False)
     variant:str = option('a name for your settings, kept in the records', 'NAME', '')
     checkpoint_every:int = option('iterations between checkpoints', default=500)
+    track:str = option('also send the curves to tensorboard or trackio, on this machine; needs an extra', 'TRACKER', '')
 
 # %% ../../nbs/lab/860_options.ipynb #87000029
 @dataclass(frozen=True)

@@ -117,9 +117,10 @@ def train_newcomers(
     new:Job, # job of the newcomers, from `newcomers`
     every:int, # iterations between evaluations
     also, # further iterations with an evaluation
+    told=None, # function: metric lines of an evaluation -> None
 )->int: # exit status, from `execute`
     "Train newcomers up to the iteration of the others; raises `Diverged`, and renames their folder, if all diverge"
-    try: return execute(new, every, new.info['until'], also)
+    try: return execute(new, every, new.info['until'], also, told=told)
     except Diverged as e:
         e.add_note(f'they do not join; they are in a separate run: {rename_newcomers(new.folder)}')
         e.add_note(resume_hint(new.info['whole']))
@@ -155,6 +156,7 @@ def change(
     make, # function: run folder, content of its `config.json` -> Job before its first iteration
     every:int, # iterations between evaluations
     command:str, # command that asked for the change
+    told=None, # function: metric lines of an evaluation of new seeds -> None
 )->int: # exit status, from `execute`
     "Add and remove seeds until a run has the wanted ones"
     have, k = read_config(job.folder)['seeds'], job.progress.iteration
@@ -164,7 +166,7 @@ def change(
     elif new:
         also = {r['frames']//job.chunk for r in measurement_lines(job.folder/'metrics.jsonl')}
         added = newcomers(job, new, list(wanted), make)
-        if status := train_newcomers(added, every, also): return status
+        if status := train_newcomers(added, every, also, told): return status
         add_seeds(job, added, order, command)
     if k and gone: err.write(f'seeds {gone} are in a separate run now: {remove_seeds(job, gone)}\n')
     delete_leftovers(job, order)

@@ -34,6 +34,8 @@ class Method(NamedTuple):
         # rollout of imagined tasks, which uses the networks of the last stage; None: one process
     network:Callable = None # cfg, state -> encoder, decoder, settings of the latent dynamics network; for figures
     mixtures:Callable = None # cfg, world, state, gens, count -> tasks, weights, latents of imagined tasks; for figures
+    worlds:Callable = None # cfg, world, state, latents [n,D] of imagined tasks, gens -> World of these tasks, or None:
+        # the rewards are those that the decoder expects
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200005
 class Stage(NamedTuple):

@@ -440,8 +440,7 @@ def imagined(
 )->ImaginedEnv:
     "Imagined tasks as a vector environment; raises `BadInput` if the agent's method imagines no tasks"
     if getattr(agent, 'imagine', None) is None:
-        raise BadInput('this agent imagines no tasks: load an agent of LDM, such as '
-                       'data/weights/gridworld-ldm.safetensors')
+        raise BadInput('this agent imagines no tasks: load an agent of LDM, such as gridworld-ldm-one-goal')
     return ImaginedEnv(agent.imagine(n, seed), n, trial)
 
 # %% ../../nbs/worlds/180_envs.ipynb #23fcd49f

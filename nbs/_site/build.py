@@ -33,7 +33,8 @@ TOP = dict(main='__main__', front='__init__')  # pages of `lab` that make module
 START = 'theatre', 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first in the sidebar, after the front page
 ROOMS = 'core', 'worlds', 'belief', 'policy', 'training', 'evaluation', 'methods', 'lab'  # of the engine room
 FIRST = 'results/what-generalises', 'results/why', 'results/gridworld', 'results/locomotion'
-HOW_TO = 'recipes/world', 'recipes/method', 'recipes/questions'
+HOW_TO = ('recipes/world', 'recipes/method', 'recipes/sweep', 'recipes/pandas', 'recipes/gymnasium', 'recipes/imagined', 'recipes/trackers',
+          'recipes/questions', 'recipes/weights')
 OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout', 'results/imagined-tasks'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
 SHOWN = {  # label in the belief theatre -> networks of data/weights
