@@ -170,8 +170,8 @@ def seed_file(
     config_digest:str=None, # digest of config.json
 )->bytes: # content of `seed-<seed>.pt`
     "Encode all that is needed to resume one seed"
-    learnt, buffer = {k: take(v, i) for k, v in iteration_state(progress.state).items()}, progress.state.get('buffer', {})
-    stored = tree_map(lambda x: x[i:i+1, :tasks], buffer)
+    learnt = {k: take(v, i) for k, v in iteration_state(progress.state).items()}
+    stored = tree_map(lambda x: x[i:i+1, :tasks], progress.state.get('buffer', {}))
     one = flat(learnt | dict(noise=take(noise, i), sums=take(progress.sums, i), buffer=stored))
     seed = progress.seeds[i]
     about = dict(seed=seed, iteration=progress.iteration, count=progress.count, frozen=progress.frozen.get(seed))

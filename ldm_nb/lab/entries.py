@@ -31,7 +31,7 @@ METHODS = {
     'rl2': Entry(rl2.METHOD, 'a recurrent policy trained over whole tasks (Duan et al. 2016)'),
     'varibad': Entry(varibad.METHOD, 'one encoder for belief and policy (Zintgraf et al. 2020)'),
     'mixreg': Entry(mixreg.METHOD, "RL2 trained on weighted sums of two workers' trajectories (Wang et al. 2020)"),
-    'pearl': Entry(pearl.METHOD, 'off-policy: acts on a guess of the task, sampled from a posterior (Rakelly et al. 2019)'),
+    'pearl': Entry(pearl.METHOD, 'off-policy: acts on guesses of the task from a posterior (Rakelly et al. 2019)'),
     'rl2-oracle': Entry(rl2.METHOD, 'rl2 trained on all tasks, test tasks included', True),
     'varibad-oracle': Entry(varibad.METHOD, 'varibad trained on all tasks, test tasks included', True)}
 

@@ -53,9 +53,12 @@ CHANGES = { # preset -> setting -> value and its source
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0050
 PEARL_CPU = with_source('ours: for a CPU', hidden=(128, 128), context_layers=(128, 128), meta_batch=4, task_batch=128,
-    updates=1000, train_tasks=20, initial_steps=1000, replay_size=15_000)
+    updates=1000, train_tasks=20, initial_steps=1000, rl_lr=1e-3, replay_size=15_000)
+
+# %% ../../nbs/lab/872_presets.ipynb #872f0051
 PEARL_DISK = { # world -> setting -> value and its source
-    'ant-dir': with_source('ours: the four directions', train_tasks=0) | with_source('ours: for the disk', replay_size=55_000),
+    'ant-dir': with_source('ours: the four directions', train_tasks=0)
+        | with_source('ours: for the disk', replay_size=55_000),
     'ant-goal': with_source('ours: for the disk', replay_size=3_000)}
 
 # %% ../../nbs/lab/872_presets.ipynb #d68ee859
@@ -294,8 +297,8 @@ def eval_every(
     cfg, # settings with `workers`
     world:World, # world to train on
 )->int:
-    "Iterations between evaluations, at least one"
-    return max(1, round(default_interval(world)/frames_of(cfg, world)))
+    "Iterations between evaluations, at least one; a method may have its own interval, the setting `evaluate_every`"
+    return max(1, round((getattr(cfg, 'evaluate_every', 0) or default_interval(world))/frames_of(cfg, world)))
 
 # %% ../../nbs/lab/872_presets.ipynb #8f8eac61
 def fit(

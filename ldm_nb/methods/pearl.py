@@ -52,6 +52,7 @@ class PEARL:
     context_layers:tuple[int, ...] = size((200, 200, 200)) # hidden ReLU layers of the encoder; release
     context_kl:float = within(.1, 0, 1e6) # weight of the KL term, which is a sum over the tasks of a step; release
     explore_episodes:int = within(2, 1, 65536) # episodes of a test task with z of the prior; release
+    evaluate_every:int = within(20_000, 0, 10**9) # frames between evaluations; 0: as for other methods; ours
     sac:SAC = SAC() # settings of actor and critics
 
 # %% ../../nbs/methods/770_pearl.ipynb #7700000a
