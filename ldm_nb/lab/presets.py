@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROBOT_WORLDS', 'QUICK', 'CHANGES', 'PEARL_CPU', 'PEARL_DISK', 'ROBOT', 'ROBOT_CHANGES', 'PRESETS', 'FRAMES',
            'robot_changes', 'fitting_changes', 'changes', 'presets_of', 'preset', 'usual', 'default_interval',
-           'check_learner', 'check', 'check_belief', 'check_simulator', 'parse_seeds', 'parse_frames', 'iterations',
-           'eval_every', 'fit', 'assemble', 'loaded', 'load_agent']
+           'check_learner', 'check', 'check_belief', 'refusal', 'check_simulator', 'parse_seeds', 'parse_frames',
+           'iterations', 'eval_every', 'fit', 'assemble', 'loaded', 'load_agent']
 
 # %% ../../nbs/lab/872_presets.ipynb #f5e886b8
 import math, re
@@ -103,6 +103,9 @@ def fitting_changes(
     out, where, v = {}, 'ours: so that it fits this world', values.get
     for k, most in dict(posteriors=world.steps + 1, transitions=world.steps).items():
         if v(k, 0) > most: out |= with_source(where, **{k: 0})
+    if 'prior_steps' in values: # whole episodes
+        whole = {k: -(-v(k)//world.horizon)*world.horizon for k in ('chunk', 'prior_steps')}
+        return out | with_source(where, **{k: n for k, n in whole.items() if n != v(k)})
     if v('decoder') == 'multi-head' and not world.n_cells: out |= with_source(where, decoder='single-head')
     if 0 < v('chunk', 0) < world.horizon: out |= with_source(where, chunk=world.horizon)
     return out
@@ -232,6 +235,17 @@ def check_belief(
             raise BadInput(f'{k} is {s[k]}: a task of {name} has only {most} (0 means all of them)')
     if capacity(world, s['buffer_size']) < s['workers']:
         raise BadInput(f"buffer_size is {s['buffer_size']}: it must hold an iteration's {s['workers']} tasks")
+
+# %% ../../nbs/lab/872_presets.ipynb #872f0057
+def refusal(
+    world:str, # name of a world
+    method:str, # name of a method
+)->str: # '' if the method trains on the world
+    "Why a method does not train on a world"
+    w = make_world(world)
+    try: check(preset(world, method), w, method_of(w, method))
+    except BadInput as e: return str(e)
+    return ''
 
 # %% ../../nbs/lab/872_presets.ipynb #90c0de02
 def check_simulator(
