@@ -69,11 +69,12 @@ def frames_until(wanted, nets, opt, act, step, noise, seed=0, random=1000, most=
         if t % 500 == 499:
             with torch.no_grad(): value = greedy_return(lambda obs: act(nets, obs, None))
             if value > wanted: return t + 1
-    return most
+    return math.inf
 
-# Frames of plain loops with the settings of CleanRL's sac_continuous_action.py and td3_continuous_action.py, written independently, on gymnasium's
-# Pendulum-v1 until the mean greedy return of ten starts is above -200; measured once, FIRST_SEEDS
-REFERENCE = dict(sac=6000, td3=27_000)
+# Frames of plain loops, written independently, with the settings of CleanRL's sac_continuous_action.py and td3_continuous_action.py (which begin with
+# 5000 and 25,000 random steps), on gymnasium's Pendulum-v1 until the mean greedy return of ten starts, looked at every 500 frames, is above -200;
+# measured once, seed 1
+REFERENCE = dict(sac=8000, td3=31_000)
 
 def sac_act(nets, obs, u):
     mean, log_std = actor_outputs(nets['actor'], obs)
@@ -94,7 +95,7 @@ def test_td3_swings_up_a_pendulum():
     def act(nets, obs, u): return td3_action(nets['actor'], obs, None if u is None else cfg.explore_std*u)
     def step(nets, opt, batch, u, t): return td3_step(cfg, nets, opt, batch, u, t % cfg.delay == 0)
     opt = {k: init_moments(nets[k]) for k in ('actor', 'twin')}
-    assert frames_until(-200, nets, opt, act, step, 1) <= 1.5*REFERENCE['td3']
+    assert frames_until(-200, nets, opt, act, step, 1, most=20_000) <= 1.5*REFERENCE['td3']
 
 
 # PEARL
