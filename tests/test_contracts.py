@@ -164,7 +164,9 @@ SMALL = dict(workers=4, posteriors=4, transitions=3, vae_batch=2, buffer_size=12
 WAYS = {  # world, settings
     'ppo': ('gridworld', PPO), 'parts': ('gridworld', dict(chunk=60, old_values='recomputed', encoder_loss='elbo', precollect=0)),
     'deaths': ('cliff', {}), 'a2c': ('cheetah-vel', A2C), 'cut': ('gridworld', PPO | dict(chunk=30, episode_end='cut', task_end='bootstrap'))}
-METHODS = [k for k, e in presets.METHODS.items() if not e.oracle]
+METHODS = [k for k, e in presets.METHODS.items() if not e.oracle and not presets.refusal('gridworld', k)]
+OWN = dict(pearl=dict(chunk=90, workers=2, prior_steps=30, initial_steps=30, replay_size=600, updates=2, meta_batch=2, context_batch=5, task_batch=6,
+                      hidden=(8, 8), context_layers=(8,), train_tasks=5))  # method -> settings of its own
 
 def cliff():
     "A corridor with an abyss at its left end"
@@ -183,7 +185,7 @@ def made(way, method):
     cfg, m = presets.preset(name, method), presets.method_of(world, method)
     mine = dict(chunk=30) if name == 'cheetah-vel' else {}
     idle = ('transitions',) if presets.settings(cfg).get('decoder') == 'multi-head' else ()
-    cfg = presets.override(cfg, **{k: v for k, v in (SMALL | mine | how).items() if k in presets.settings(cfg) and k not in idle})
+    cfg = presets.override(cfg, **{k: v for k, v in (SMALL | mine | how | OWN.get(method, {})).items() if k in presets.settings(cfg) and k not in idle})
     return world, presets.check(cfg, world, m), m
 
 def run(what, seeds, iterations, progress=None, gens=None, step=None):
@@ -196,9 +198,10 @@ def same(a, b):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), k
 
+CONTINUOUS = [k for k in OWN if k not in METHODS]
 SLOW = [(w, m) for w in ('cut', 'a2c', 'ppo') for m in METHODS if m not in ('rl2', 'ldm')]
 
-@pytest.mark.parametrize('way,method', [pytest.param(w, m, marks=[pytest.mark.slow]*((w, m) in SLOW)) for w in WAYS for m in METHODS])
+@pytest.mark.parametrize('way,method', [pytest.param(w, m, marks=[pytest.mark.slow]*((w, m) in SLOW)) for w in WAYS for m in METHODS + CONTINUOUS*(w == 'a2c')])
 def test_either_learner_on_either_world(way, method, tmp_path):
     "A seed in a stack is the seed alone, a resumed run is the same run, a crew's too, and something is learnt"
     what = made(way, method)

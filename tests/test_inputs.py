@@ -9,7 +9,7 @@ from ldm_nb.lab import cli
 from ldm_nb.lab.cli import main
 from ldm_nb.core.settings import rules
 from ldm_nb.lab.entries import with_options
-from ldm_nb.lab.presets import METHODS, PRESETS, WORLDS, preset
+from ldm_nb.lab.presets import METHODS, PRESETS, WORLDS, preset, refusal
 from ldm_nb.lab.config import read_config
 
 def many(n): return hyp(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -66,7 +66,7 @@ def options(world, method):
                 variant=words.filter(lambda w: not re.fullmatch(r'[\w.-]+', w) or '..' in w))
     return out
 
-ONE = {(w, m): options(w, m) for w in ('gridworld', 'ant-dir') for m in METHODS if not m.endswith('oracle')}
+ONE = {(w, m): options(w, m) for w in ('gridworld', 'ant-dir') for m in METHODS if not m.endswith('oracle') and not refusal(w, m)}
 cases = st.sampled_from([(*x, k) for x, o in ONE.items() for k in o]).flatmap(lambda c: st.tuples(st.just(c), ONE[c[:2]][c[2]]))
 
 @many(160)

@@ -165,14 +165,14 @@ def seed_file(
     progress:Progress, # state of the training, all seeds
     i:int, # index of the seed in the stack
     noise:dict, # states of the generators, from `noise_state`
-    tasks:int, # number of tasks in its buffer
+    tasks:int, # number of tasks in its buffer; None: all slots
     rows:list, # its metric lines so far
     config_digest:str=None, # digest of config.json
 )->bytes: # content of `seed-<seed>.pt`
     "Encode all that is needed to resume one seed"
-    learnt, buffer = {k: take(v, i) for k, v in iteration_state(progress.state).items()}, progress.state.get('buffer')
-    one = flat(learnt | dict(noise=take(noise, i), sums=take(progress.sums, i)))
-    if buffer is not None: one['buffer'] = buffer[i:i+1, :tasks]
+    learnt = {k: take(v, i) for k, v in iteration_state(progress.state).items()}
+    stored = tree_map(lambda x: x[i:i+1, :tasks], progress.state.get('buffer', {}))
+    one = flat(learnt | dict(noise=take(noise, i), sums=take(progress.sums, i), buffer=stored))
     seed = progress.seeds[i]
     about = dict(seed=seed, iteration=progress.iteration, count=progress.count, frozen=progress.frozen.get(seed))
     about |= dict(measured=seal_of(rows), told=config_digest)
@@ -182,7 +182,7 @@ def save_checkpoint(
     folder, # run folder
     progress:Progress, # state of the training, all seeds
     gens:dict, # stream -> generators of all seeds
-    tasks:int=0, # number of tasks in the buffer of each seed
+    tasks:int=0, # number of tasks in the buffer of each seed; None: all slots
     keep:int=2, # number of checkpoints that stay
 )->Path: # the new checkpoint folder
     "Write `checkpoint-<iteration>/seed-<seed>.pt` for every seed, then delete old checkpoints"
@@ -257,7 +257,7 @@ def load_checkpoint(
     path, # a `checkpoint-<iteration>` folder
     seeds:list, # the `S` seeds to load, in order
     gens:dict, # stream -> generators of these seeds; set to their saved states
-    buffer=None, # [S,size,C] empty buffer, filled in place; None: the method has none
+    buffer=None, # empty buffer, a tree of [S,size,...], filled in place; None: the method has none
     device='cpu', # device of the loaded tensors; the generators stay on theirs
     rows:dict=None, # seed -> metric lines, from `measured`, which the checkpoint must fit; None: do not compare
 )->Progress: # state of the training of these seeds
@@ -278,7 +278,7 @@ def load_checkpoint(
         t = nest({k: torch.cat([r[k] for r in tensors]) for k in tensors[0]})
         state = tree_map(lambda x: x.to(device), upgrade_state(t))
         if buffer is not None:
-            buffer[:, :t['buffer'].shape[1]] = t['buffer'].to(device)
+            tree_map(lambda x, new: x[:, :new.shape[1]].copy_(new), buffer, t['buffer'])
             state['buffer'] = buffer
         sums = tree_map(lambda x: x.to(device), t.get('sums', {}))
         (iteration, count), = counters

@@ -443,9 +443,10 @@ def save(
 
 def in_buffer(
     job:Job, # job of any method
-)->int: # number of tasks per seed; 0 without a buffer
+)->int: # number of tasks per seed; 0 without a buffer; None if all slots are saved
     "Number of tasks in the buffer of a job"
     if 'buffer' not in job.progress.state: return 0
+    if not hasattr(job.cfg, 'vae'): return None # the buffer is not filled task by task
     tasks = job.progress.state.get('stats', {}).get('tasks')
     if tasks is None: return stored(job.cfg, job.world, job.progress.iteration)
     return min(capacity(job.world, job.cfg.vae.buffer_size), int(tasks[:, 0].max()))
