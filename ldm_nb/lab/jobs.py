@@ -64,7 +64,8 @@ class Job:
     @property
     def tested(self)->World:
         "The world with the number of episodes that a test task of this method has"
-        return with_episodes(self.world, self.method.test_episodes)
+        n = self.method.test_episodes
+        return with_episodes(self.world, n(self.cfg) if callable(n) else n)
 
 def job(
     folder, # run folder
