@@ -112,11 +112,13 @@ def tangents(
 def hessian_product(
     s:Slope, # gradient, from `slope` with `twice`
     v:dict, # vector, a tree like the parameters
+    plus:Callable=None, # objective as in `slope`, whose gradient is added; None: nothing is added
 )->dict: # a tree like the parameters
     "Product of the Hessian of the objective with a vector"
     layers, dirs, g = layers_of(s.p), layers_of(v), {}
     with torch.no_grad(): a, ts = tangents(s, v)
     along = sum((s.d_out[k]*(a if k == 'out' else v[k])).sum() for k in s.out)
+    if plus: along = along + plus(s.out).sum()
     dot = dict(zip(s.out, torch.autograd.grad(along, list(s.out.values()), retain_graph=True, materialize_grads=True)))
     with torch.no_grad():
         d = dot.pop('out')

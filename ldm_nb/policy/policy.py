@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.settings import size
 from ..core.bits import elementwise, one_thread
 from ..core.remade import Remade, remade
-from ..core.seeds import draw, tree_map
+from ..core.seeds import draw
 from ..core.layers import init_linear, init_mlp, linear, mlp
 from ..core.kernels import concat_layers, compose_layers
 from ..belief.encoder import joined_layers, advance, memory
@@ -188,12 +188,13 @@ def replaced(
     old, # memory of the other workers, with the same structure; None for a part that is zero
 ): # memory with the structure of `new`
     "New memory where `which` is true, old memory elsewhere"
-    if isinstance(old, dict): return {k: replaced(which, new[k], v) for k, v in old.items()}
-    if isinstance(old, tuple):
-        parts = [replaced(which, n, o) for n, o in zip(new, old)]
-        return type(old)(*parts) if hasattr(old, '_fields') else tuple(parts)
-    if old is None: return None if new is None else replaced(which, new, tree_map(torch.zeros_like, new))
-    return torch.where(which.reshape(*which.shape, *[1]*(old.dim() - 2)), new, old)
+    if isinstance(new, dict): return {k: replaced(which, v, None if old is None else old[k]) for k, v in new.items()}
+    if isinstance(new, tuple):
+        parts = [replaced(which, n, o) for n, o in zip(new, [None]*len(new) if old is None else old)]
+        return type(new)(*parts) if hasattr(new, '_fields') else tuple(parts)
+    if new is None: return None
+    mask = which.reshape(*which.shape, *[1]*(new.dim() - 2))
+    return torch.where(mask, new, torch.zeros_like(new) if old is None else old)
 
 # %% ../../nbs/policy/300_policy.ipynb #71d3fa78
 @remade
