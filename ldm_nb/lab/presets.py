@@ -90,6 +90,8 @@ def fitting_changes(
         if v(k, 0) > most: out |= with_source(where, **{k: 0})
     if v('decoder') == 'multi-head' and not world.n_cells: out |= with_source(where, decoder='single-head')
     if 0 < v('chunk', 0) < world.horizon: out |= with_source(where, chunk=world.horizon)
+    per_task = -(-v('rollouts', 1)//world.episodes) # workers of a task, of a method that adapts to rollouts
+    if v('workers', 0) % per_task: out |= with_source(where, workers=max(v('workers')//per_task, 1)*per_task)
     return out
 
 # %% ../../nbs/lab/872_presets.ipynb #e1ea89b0

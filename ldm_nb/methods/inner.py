@@ -65,10 +65,10 @@ def mean_over_tasks(
     counts:Tensor, # [S,M] bool, the task counts
 )->dict: # tree of tensors [S,...]
     "Mean over the tasks of each seed that count, the inverse of `own_copies`"
-    share = (counts/counts.sum(1, keepdim=True).clamp(min=1))[..., None] # [S,M,1]
     def mean(x):
-        rows = x.reshape(*counts.shape, -1)*share.to(x.dtype)
-        return rows.transpose(1, 2).contiguous().sum(-1).reshape(-1, *x.shape[1:])
+        n = counts.sum(1, keepdim=True).clamp(min=1).to(x.dtype)
+        rows = x.reshape(*counts.shape, -1).transpose(1, 2)*counts[:, None]
+        return (rows.contiguous().sum(-1)/n).reshape(-1, *x.shape[1:])
     return tree_map(mean, tree)
 
 # %% ../../nbs/methods/740_inner.ipynb #74000010
