@@ -29,7 +29,7 @@ from ldm_nb.methods.stages import (
 @dataclass(frozen=True)
 class EMAML:
     "E-MAML"
-    workers:int = within(200, 1, 65536) # B, workers of a stage; ours: 40 tasks x 20 rollouts, as in ProMP's code
+    workers:int = within(200, 1, 65536) # B, workers of a stage; ours: grid, 40 tasks x 20 rollouts as in ProMP's code
     train_split:str = one_of('train', 'all') # split of the training tasks; 'all' makes the oracle
     inner:Inner = Inner() # settings of the inner step
     kl_limit:float = within(.01, 1e-9, 100) # delta, limit of the divergence of an update; ProMP's code
@@ -42,7 +42,9 @@ class EMAML:
     def rollouts_per_iteration(self): return self.inner.inner_steps + 1
 
 # %% ../../nbs/methods/745_emaml.ipynb #7450000a
-ROBOTS = with_source('ours: 40 tasks x 20 rollouts, in two episodes each', workers=400)
+ROBOTS = (with_source('ours: 20 tasks, so that a budget of frames has twice as many updates', workers=200)
+    | with_source('ours: the torso moves away without a limit', scale_observations=True)
+    | with_source("ours: divergence of about 0.02 (ProMP's code: 0.1)", inner_lr=.3))
 
 # %% ../../nbs/methods/745_emaml.ipynb #7450000e
 def init(cfg, world, gens): # as every method
@@ -104,7 +106,7 @@ def objective(
         q, slopes = adapted(cfg.inner, 'score', p, before, twice=False)
         out = {k: v for k, v in q.items() if not k.isdigit()} | dict(out=forwards(q, last.x)[0])
         return dict(F=after_step(last)(out) + bonus(before[0], worth)(slopes[0].out).detach(), D=divergence(last)(out))
-    parts = parts_of(own_copies(p, counts.shape[1]), worth.flatten(), *map(networks, stages))
+    parts = parts_of(own_copies(p, counts.shape[1]), worth.flatten(), *map(networks, stages), rows=stages[0].x.shape[2])
     terms = mean_over_tasks(joined([one(*part) for part in parts]), counts)
     return terms['F'], terms['D']
 
@@ -118,7 +120,8 @@ def local_model(
 )->tuple: # gradient of F, a tree like `p`; function from a tree v like `p` to Hv
     "Gradient of the objective, and products with the Hessian of the divergence"
     M, lr, kept, gradient = counts.shape[1], cfg.inner.inner_lr, [], []
-    for p_i, worth_i, *before, last in parts_of(own_copies(p, M), worth.flatten(), *map(networks, stages)):
+    rows, trees = stages[0].x.shape[2], (own_copies(p, M), worth.flatten(), *map(networks, stages))
+    for p_i, worth_i, *before, last in parts_of(*trees, rows=rows):
         q, slopes = adapted(cfg.inner, 'score', p_i, before)
         kept.append((slopes, slope(divergence(last), q, last.x, twice=True)))
         g, first = slope(after_step(last), q, last.x).grad, bonus(before[0], worth_i)
@@ -127,7 +130,7 @@ def local_model(
         for s in slopes: v = tree_map(torch.add, v, hessian_product(s, tree_map(lambda x: lr*x, v)))
         return pulled_back(cfg.inner, slopes, hessian_product(bend, v))
     def product(v):
-        parts = zip(parts_of(own_copies(v, M)), kept)
+        parts = zip(parts_of(own_copies(v, M), rows=rows), kept)
         Hv = mean_over_tasks(joined([one(v_i, *passes) for (v_i,), passes in parts]), counts)
         return tree_map(lambda h, x: h + cfg.damping*x, Hv, v)
     return mean_over_tasks(joined(gradient), counts), product

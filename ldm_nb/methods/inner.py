@@ -29,7 +29,8 @@ class Inner:
     rollouts:int = within(20, 1, 1000) # episodes of a task before each inner step, in training and in a test; paper:
         # section 5, N = 20
     inner_steps:int = within(1, 1, 5) # inner steps, each after new rollouts; ProMP's code: 1 (2 in its Ant-goal)
-    inner_lr:float = within(.1, 0, 1000) # alpha, step size of the inner step; ProMP's code
+    inner_lr:float = within(2., 0, 1000) # alpha, step size of the inner step; ours, so that the step moves the first
+        # policy by a divergence of about 0.03 (ProMP's code, continuous actions: 0.1)
     inner_gamma:float = within(.99, 0, 1) # discount; ProMP's code
     inner_lambda:float = within(1., 0, 1) # lambda of the advantage; ProMP's code
     policy_layers:tuple[int, ...] = size((64, 64)) # hidden tanh layers of the policy; ProMP's code
@@ -167,7 +168,7 @@ def samples(
     S, M, valid = r.reward.shape[0], r.reward.shape[2], by_task(r.valid)
     action, x = by_task(r.action), by_task(x)
     if 'log_std' in p: action = action/cfg.action_scale
-    out = dict(out=joined([forwards(*part)[0] for part in parts_of(p, x.flatten(0, 1))]))
+    out = dict(out=joined([forwards(*part)[0] for part in parts_of(p, x.flatten(0, 1), rows=x.shape[2])]))
     if 'log_std' in p: out['log_std'] = p['log_std']
     logp = log_probability(out, action.flatten(0, 1))
     weight = valid/valid.sum(-1, keepdim=True).clamp(min=1)
@@ -197,7 +198,7 @@ def inner_step(
     s:Samples, # of the rollouts of these parameters
 )->dict: # adapted parameters [G,...]
     "One step of policy gradient for every task"
-    parts = parts_of(p, networks(s))
+    parts = parts_of(p, networks(s), rows=s.x.shape[2])
     return joined([moved(a, slope(surrogate(kind, b), a, b.x).grad, cfg.inner_lr) for a, b in parts])
 
 # %% ../../nbs/methods/740_inner.ipynb #74000029

@@ -26,7 +26,7 @@ from ldm_nb.methods.stages import (
 @dataclass(frozen=True)
 class ProMP:
     "ProMP"
-    workers:int = within(200, 1, 65536) # B, workers of a stage; ours: 40 tasks x 20 rollouts, as in ProMP's code
+    workers:int = within(200, 1, 65536) # B, workers of a stage; ours: grid, 40 tasks x 20 rollouts as in ProMP's code
     train_split:str = one_of('train', 'all') # split of the training tasks; 'all' makes the oracle
     inner:Inner = Inner() # settings of the inner step
     outer_steps:int = within(5, 1, 1000) # steps of Adam in an iteration; ProMP's code
@@ -38,7 +38,10 @@ class ProMP:
     def rollouts_per_iteration(self): return self.inner.inner_steps + 1
 
 # %% ../../nbs/methods/750_promp.ipynb #75000021
-ROBOTS = with_source('ours: 40 tasks x 20 rollouts, in two episodes each', workers=400)
+ROBOTS = (with_source('ours: 20 tasks, so that a budget of frames has twice as many updates', workers=200)
+    | with_source('ours: the torso moves away without a limit', scale_observations=True)
+    | with_source("ours: divergence of about 0.02 (ProMP's code: 0.1)", inner_lr=.3)
+    | with_source('ours: more updates in a budget of frames', outer_steps=10))
 
 # %% ../../nbs/methods/750_promp.ipynb #7500000e
 def init(
@@ -55,7 +58,8 @@ def draw_noise(cfg, world, gens, iteration): # the iteration is not used
     "Draw all noise of an iteration"
     return stage_noise(cfg, world, gens)
 
-def collect(cfg, world, state, noise): # an iteration takes what its helper `draw_noise` has drawn
+# %% ../../nbs/methods/750_promp.ipynb #75000027
+def collect(cfg, world, state, noise): # as every method
     "Rollouts of both stages, with an inner step of every task in between"
     return collect_stages(cfg, 'ratio', world, state, noise)
 
@@ -87,7 +91,7 @@ def outer_gradient(
         g = pulled_back(cfg.inner, slopes, after.grad, lambda k: lambda out: -weight*kls[k](out))
         kl = sum(f(s.out).detach() for f, s in zip(kls, slopes))/len(before)
         return g, dict(objective=after.value, kl=kl)
-    parts = parts_of(own_copies(p, counts.shape[1]), *map(networks, stages))
+    parts = parts_of(own_copies(p, counts.shape[1]), *map(networks, stages), rows=stages[0].x.shape[2])
     g, terms = joined([one(*part) for part in parts])
     return mean_over_tasks(g, counts), mean_over_tasks(terms, counts)
 
