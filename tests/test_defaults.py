@@ -21,7 +21,7 @@ from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, WORLDS, load_agent, method
 from ldm_nb.lab.checkpoints import unseal
 from ldm_nb.training.trainer import Progress, train
 
-SMALL = dict(posteriors=4, transitions=3, vae_batch=2, buffer_size=8, precollect=0, workers=4, mixture_workers=1, chunk=30,
+SMALL = dict(rollouts=4, posteriors=4, transitions=3, vae_batch=2, buffer_size=8, precollect=0, workers=4, mixture_workers=1, chunk=30,
              vae_updates=1, minibatches=2)
 WORLD = gridworld()
 DEFAULTS = dict(double=lambda: torch.set_default_dtype(torch.float64), nowhere=lambda: torch.set_default_device('meta'),

@@ -206,7 +206,7 @@ def update(
     bend = inner_product(x, product(x))
     def value(p): return objective(cfg, p, exp.samples, worth, counts)
     p, more = line_search(value, p, x, bend, cfg.kl_limit, cfg.line_steps)
-    more |= dict(policy_norm=norm(g), bent=(bent | ~(bend > 0)).float())
+    more |= dict(policy_norm=norm(g), bent=((bent | ~(bend > 0)) & (norm(g) > 0)).float())
     return dict(state, params=dict(policy=p), stats=stats), metrics | more
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500032

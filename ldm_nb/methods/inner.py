@@ -46,7 +46,8 @@ def init_feedforward(
     "Initial parameters of the policy"
     sizes = world.obs_dim + 1, *cfg.policy_layers
     def xavier(a, b): return (2*draw(gens, 'uniform', a, b) - 1)*(6/(a + b))**.5
-    def layer(a, b): return dict(w=xavier(a, b), b=torch.zeros(len(gens), 1, b, device=gens[0].device))
+    kw = dict(dtype=torch.float32, device=gens[0].device)
+    def layer(a, b): return dict(w=xavier(a, b), b=torch.zeros(len(gens), 1, b, **kw))
     hidden = [layer(a, b) for a, b in zip(sizes, sizes[1:])]
     out = sizes[-1], world.n_actions or world.action_dim
     last = init_linear(gens, *out, 'small') if world.n_actions else layer(*out)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['workers_per_task', 'check_stages', 'stage_noise', 'init_stages', 'scaling', 'chosen_actions', 'stage_agent',
            'rollouts_of', 'Stages', 'collect_stages', 'after_stages', 'test_episodes', 'stored_episode',
-           'adapting_agent', 'adapted', 'pulled_back']
+           'adapting_agent', 'adapted', 'pulled_back', 'two_arms']
 
 # %% ../../nbs/methods/742_stages.ipynb #74200004
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ..core.seeds import draw, tree_map
 from ..core.bits import one_thread
 from ..core.remade import remade
 from ..core.curvature import forwards, hessian_product, slope
-from ..worlds.tasks import World
+from ..worlds.tasks import Discrete, Family, World, finite
 from ..policy.policy import Agent, Noise, action_noise, action_std, sample
 from ..policy.running import init_running, standardised, update_running
 from ..training.rollout import Episode, Traj, episode_sums, rollout
@@ -251,3 +251,12 @@ def pulled_back(
         scaled = tree_map(lambda x: cfg.inner_lr*x, v)
         v = tree_map(torch.add, v, hessian_product(slopes[k], scaled, plus and plus(k)))
     return v
+
+# %% ../../nbs/methods/742_stages.ipynb #7420003b
+def two_arms()->World:
+    "A probe: episodes of one step with two actions, one of which pays in each task"
+    def arms(*xs): return finite(torch.tensor(xs, dtype=torch.float32, device='cpu')[:, None])
+    def pull(state, task, action): return state, (action == task[..., 0]).float(), None
+    family = Family('two-arms', ('arm that pays',), dict(train=arms(0., 1.), test=arms(2.)))
+    return World(family, obs_dim=1, actions=Discrete(2), horizon=1, episodes=20, start=lambda task, u: 0*task,
+                 step=pull, observe=lambda state: state)
