@@ -55,14 +55,15 @@ def backwards_through(
     p:dict, # parameters of `G` networks
     hs:list, # inputs of the layers, from `forwards`
     d:Tensor, # [G,n,A] gradient of J with respect to the outputs
-)->tuple: # gradient of each layer, a dict; lists of all d and of all e
+)->tuple: # gradient of each layer, a dict; lists of all d, e and s
     "Gradient of the parameters of a network"
     g, ds, es, layers = {}, [d], [], layers_of(p)
+    ss = [(h*h).neg_().add_(1) for h in hs[1:]]
     for i in range(len(layers) - 1, -1, -1):
         g[str(i)] = dict(w=outer_sum(hs[i], ds[0]), b=ds[0].sum(1, keepdim=True))
-        if not i: return dict(reversed(g.items())), ds, es
+        if not i: return dict(reversed(g.items())), ds, es, ss
         e = product(ds[0], layers[i]['w'].transpose(1, 2))
-        es, ds = [e, *es], [torch.addcmul(e, e*hs[i], hs[i], value=-1), *ds]
+        es, ds = [e, *es], [e*ss[i-1], *ds]
 
 # %% ../../nbs/core/055_curvature.ipynb #05500010
 class Slope(NamedTuple):
@@ -75,6 +76,7 @@ class Slope(NamedTuple):
     hs:list # inputs of the layers, from `forwards`
     ds:list # gradients d, from `backwards_through`
     es:list # gradients e, from `backwards_through`
+    ss:list # slopes s of the tanh, from `backwards_through`
 
 @torch.enable_grad()
 def slope(
@@ -90,9 +92,9 @@ def slope(
     value = objective(leaves)
     d = torch.autograd.grad(value.sum(), list(leaves.values()), create_graph=twice, materialize_grads=True)
     d_out = dict(zip(leaves, d))
-    with torch.no_grad(): g, ds, es = backwards_through(p, hs, d_out['out'].detach())
+    with torch.no_grad(): g, *rest = backwards_through(p, hs, d_out['out'].detach())
     grad = g | {k: d_out[k].detach() for k in more}
-    return Slope(p, value.detach(), grad, leaves, d_out, hs, ds, es)
+    return Slope(p, value.detach(), grad, leaves, d_out, hs, *rest)
 
 # %% ../../nbs/core/055_curvature.ipynb #05500012
 def tangents(
@@ -104,7 +106,7 @@ def tangents(
     for i, (l, k, h) in enumerate(zip(layers, layers_of(v), s.hs)):
         a = product(h, k['w']).add_(k['b'])
         if i: a = a.add_(product(ts[i], l['w']))
-        if i + 1 < len(layers): ts.append(torch.addcmul(a, a*s.hs[i+1], s.hs[i+1], value=-1))
+        if i + 1 < len(layers): ts.append(a*s.ss[i])
     return a, ts
 
 # %% ../../nbs/core/055_curvature.ipynb #05500013
@@ -127,7 +129,7 @@ def hessian_product(
             g[str(i)] = dict(w=w + outer_sum(ts[i], s.ds[i]) if i else w, b=d.sum(1, keepdim=True))
             if not i: break
             e = product(d, layers[i]['w'].transpose(1, 2)).add_(product(s.ds[i], dirs[i]['w'].transpose(1, 2)))
-            d = torch.addcmul(e, e*s.hs[i], s.hs[i], value=-1).addcmul_(s.hs[i]*ts[i], s.es[i-1], value=-2)
+            d = e.mul_(s.ss[i-1]).addcmul_(s.hs[i]*ts[i], s.es[i-1], value=-2)
     return dict(reversed(g.items())) | dot
 
 # %% ../../nbs/core/055_curvature.ipynb #05500018
