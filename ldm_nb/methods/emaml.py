@@ -21,15 +21,15 @@ from ..worlds.tasks import World
 from ..policy.policy import Agent
 from ..training.trainer import Method, Stage
 from .inner import Inner, Samples, divergence, log_probability, mean_over_tasks, networks, own_copies
-from ldm_nb.methods.stages import (
-    Stages, adapted, adapting_agent, after_stages, check_stages, collect_stages, init_stages, pulled_back, stage_noise,
+from ldm_nb.methods.rounds import (
+    Rounds, adapted, adapting_agent, after_rounds, check_rounds, collect_rounds, init_rounds, pulled_back, round_noise,
     test_episodes)
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500009
 @dataclass(frozen=True)
 class EMAML:
     "E-MAML"
-    workers:int = within(200, 1, 65536) # B, workers of a stage; ours: grid, 40 tasks x 20 rollouts as in ProMP's code
+    workers:int = within(200, 1, 65536) # B, workers of a round; ours: grid, 40 tasks x 20 rollouts as in ProMP's code
     train_split:str = one_of('train', 'all') # split of the training tasks; 'all' makes the oracle
     inner:Inner = Inner() # settings of the inner step
     kl_limit:float = within(.01, 1e-9, 100) # delta, limit of the divergence of an update; ProMP's code
@@ -49,21 +49,21 @@ ROBOTS = (with_source('ours: 20 tasks, so that a budget of frames has twice as m
 # %% ../../nbs/methods/745_emaml.ipynb #7450000e
 def init(cfg, world, gens): # as every method
     "Initial policy of every seed"
-    return init_stages(cfg, world, gens)
+    return init_rounds(cfg, world, gens)
 
 # %% ../../nbs/methods/745_emaml.ipynb #7450000f
 def draw_noise(cfg, world, gens, iteration): # the iteration is not used
     "Draw all noise of an iteration"
-    return stage_noise(cfg, world, gens)
+    return round_noise(cfg, world, gens)
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500011
 def collect(cfg, world, state, noise): # as every method
-    "Rollouts of all stages, with an inner step of every task in between"
-    return collect_stages(cfg, 'score', world, state, noise)
+    "Rollouts of all rounds, with an inner step of every task in between"
+    return collect_rounds(cfg, 'score', world, state, noise)
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500015
 def standing(
-    exp:Stages, # stages of an iteration
+    exp:Rounds, # rounds of an iteration
 )->Tensor: # [S,M] mean reward of each task after the step, in units of the standard deviation of all rewards
     "How much more than the mean a task earns after the inner step"
     r, weight = exp.reward.double(), exp.samples[-1].weight.double()
@@ -75,7 +75,7 @@ def standing(
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500019
 def after_step(
-    s:Samples, # of the last stage, of `G` networks
+    s:Samples, # of the last round, of `G` networks
 )->Callable: # dict of outputs -> [G]
     "Objective after the inner step"
     def F(out):
@@ -85,7 +85,7 @@ def after_step(
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500037
 def bonus(
-    s:Samples, # of stage 0, of `G` networks
+    s:Samples, # of round 0, of `G` networks
     weight:Tensor, # [G] weight of each task
 )->Callable: # dict of outputs -> [G]
     "The term for the actions before the inner step"
@@ -96,17 +96,17 @@ def bonus(
 def objective(
     cfg:EMAML, # settings
     p:dict, # initial parameters [S,...]
-    stages:tuple, # Samples of each stage
+    rounds:tuple, # Samples of each round
     worth:Tensor, # [S,M] weight of the bonus of each task
     counts:Tensor, # [S,M] bool, the task counts
 )->tuple: # F [S], D [S]
     "Objective and divergence"
-    def one(p, worth, *stages):
-        *before, last = stages
+    def one(p, worth, *rounds):
+        *before, last = rounds
         q, slopes = adapted(cfg.inner, 'score', p, before, twice=False)
         out = {k: v for k, v in q.items() if not k.isdigit()} | dict(out=forwards(q, last.x)[0])
         return dict(F=after_step(last)(out) + bonus(before[0], worth)(slopes[0].out).detach(), D=divergence(last)(out))
-    parts = parts_of(own_copies(p, counts.shape[1]), worth.flatten(), *map(networks, stages), rows=stages[0].x.shape[2])
+    parts = parts_of(own_copies(p, counts.shape[1]), worth.flatten(), *map(networks, rounds), rows=rounds[0].x.shape[2])
     terms = mean_over_tasks(joined([one(*part) for part in parts]), counts)
     return terms['F'], terms['D']
 
@@ -114,13 +114,13 @@ def objective(
 def local_model(
     cfg:EMAML, # settings
     p:dict, # initial parameters [S,...], which acted
-    stages:tuple, # Samples of each stage
+    rounds:tuple, # Samples of each round
     worth:Tensor, # [S,M] weight of the bonus of each task
     counts:Tensor, # [S,M] bool, the task counts
 )->tuple: # gradient of F, a tree like `p`; function from a tree v like `p` to Hv
     "Gradient of the objective, and products with the Hessian of the divergence"
     M, lr, kept, gradient = counts.shape[1], cfg.inner.inner_lr, [], []
-    rows, trees = stages[0].x.shape[2], (own_copies(p, M), worth.flatten(), *map(networks, stages))
+    rows, trees = rounds[0].x.shape[2], (own_copies(p, M), worth.flatten(), *map(networks, rounds))
     for p_i, worth_i, *before, last in parts_of(*trees, rows=rows):
         q, slopes = adapted(cfg.inner, 'score', p_i, before)
         kept.append((slopes, slope(divergence(last), q, last.x, twice=True)))
@@ -193,13 +193,13 @@ def update(
     cfg:EMAML, # settings
     world:World, # gives the number of episodes
     state:dict, # state of training
-    exp:Stages, # stages of the iteration, from `collect`
+    exp:Rounds, # rounds of the iteration, from `collect`
     noise:dict, # not used: the trainer passes it to every method
     iteration:int, # not used, as `noise`
 )->tuple: # state, metrics (name -> [S])
-    "Update the initial policy from the stages of an iteration"
+    "Update the initial policy from the rounds of an iteration"
     episodes = cfg.workers*world.episodes*len(exp.samples)
-    stats, metrics, counts = after_stages(world, state['stats'], exp, episodes)
+    stats, metrics, counts = after_rounds(world, state['stats'], exp, episodes)
     p, worth = state['params']['policy'], cfg.exploration*standing(exp)
     g, product = local_model(cfg, p, exp.samples, worth, counts)
     x, bent = conjugate_gradients(product, g, cfg.cg_steps)
@@ -219,5 +219,5 @@ def agent(
     return adapting_agent(cfg.inner, 'score', state['params']['policy'], state.get('stats', {}), greedy)
 
 STAGES = dict(policy=Stage(update, ('policy',)))
-METHOD = Method('emaml', EMAML, init, draw_noise, collect, update, agent, ROBOTS, check_stages, test_episodes,
+METHOD = Method('emaml', EMAML, init, draw_noise, collect, update, agent, ROBOTS, check_rounds, test_episodes,
                 stages=STAGES)

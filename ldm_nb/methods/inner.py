@@ -137,7 +137,7 @@ def task_advantages(
 
 # %% ../../nbs/methods/740_inner.ipynb #7400001f
 class Samples(NamedTuple):
-    "What the losses need of the rollouts of a stage"
+    "What the losses need of the rollouts of a round"
     x:Tensor # [S,M,n,O+1] inputs of the policy
     action:Tensor # [S,M,n], or [S,M,n,A] in units of the policy's output
     advantage:Tensor # [S,M,n]
@@ -165,7 +165,7 @@ def samples(
     r:Rollouts, # their rollouts
     x:Tensor, # [S,T,M,W,O+1] inputs of the policies
 )->Samples:
-    "Advantages and old outputs of the rollouts of a stage"
+    "Advantages and old outputs of the rollouts of a round"
     S, M, valid = r.reward.shape[0], r.reward.shape[2], by_task(r.valid)
     action, x = by_task(r.action), by_task(x)
     if 'log_std' in p: action = action/cfg.action_scale

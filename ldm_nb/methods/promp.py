@@ -18,15 +18,15 @@ from ..worlds.tasks import World
 from ..policy.policy import Agent
 from ..training.trainer import Method, Stage
 from .inner import Inner, Samples, divergence, log_probability, mean_over_tasks, networks, own_copies
-from ldm_nb.methods.stages import (
-    Stages, adapted, adapting_agent, after_stages, check_stages, collect_stages, init_stages, pulled_back, stage_noise,
+from ldm_nb.methods.rounds import (
+    Rounds, adapted, adapting_agent, after_rounds, check_rounds, collect_rounds, init_rounds, pulled_back, round_noise,
     test_episodes)
 
 # %% ../../nbs/methods/750_promp.ipynb #75000009
 @dataclass(frozen=True)
 class ProMP:
     "ProMP"
-    workers:int = within(200, 1, 65536) # B, workers of a stage; ours: grid, 40 tasks x 20 rollouts as in ProMP's code
+    workers:int = within(200, 1, 65536) # B, workers of a round; ours: grid, 40 tasks x 20 rollouts as in ProMP's code
     train_split:str = one_of('train', 'all') # split of the training tasks; 'all' makes the oracle
     inner:Inner = Inner() # settings of the inner step
     outer_steps:int = within(5, 1, 1000) # steps of Adam in an iteration; ProMP's code
@@ -50,23 +50,23 @@ def init(
     gens:dict, # stream -> one generator per seed
 )->dict: # params, opt, stats, workers: trees of tensors [S,...]
     "Initial policy and optimiser moments of every seed"
-    state = init_stages(cfg, world, gens)
+    state = init_rounds(cfg, world, gens)
     return state | dict(opt=dict(policy=init_moments(state['params']['policy'])))
 
 # %% ../../nbs/methods/750_promp.ipynb #75000022
 def draw_noise(cfg, world, gens, iteration): # the iteration is not used
     "Draw all noise of an iteration"
-    return stage_noise(cfg, world, gens)
+    return round_noise(cfg, world, gens)
 
 # %% ../../nbs/methods/750_promp.ipynb #75000027
 def collect(cfg, world, state, noise): # as every method
-    "Rollouts of both stages, with an inner step of every task in between"
-    return collect_stages(cfg, 'ratio', world, state, noise)
+    "Rollouts of both rounds, with an inner step of every task in between"
+    return collect_rounds(cfg, 'ratio', world, state, noise)
 
 # %% ../../nbs/methods/750_promp.ipynb #75000012
 def clipped(
     cfg:ProMP, # `outer_clip`
-    s:Samples, # of the last stage, of `G` networks
+    s:Samples, # of the last round, of `G` networks
 ):
     "Objective after the inner step: dict of outputs -> [G]"
     def L(out):
@@ -79,19 +79,19 @@ def clipped(
 def outer_gradient(
     cfg:ProMP, # settings
     p:dict, # initial parameters [S,...]
-    stages:tuple, # Samples of each stage
+    rounds:tuple, # Samples of each round
     counts:Tensor, # [S,M] bool, the task counts
 )->tuple: # gradient of L, a tree like `p`; objective, kl: [S] each
     "Gradient of the outer objective, and its two terms"
-    def one(p, *stages):
-        *before, last = stages
+    def one(p, *rounds):
+        *before, last = rounds
         q, slopes = adapted(cfg.inner, 'ratio', p, before)
         after = slope(clipped(cfg, last), q, last.x)
         weight, kls = cfg.kl_penalty/len(before), [divergence(s) for s in before]
         g = pulled_back(cfg.inner, slopes, after.grad, lambda k: lambda out: -weight*kls[k](out))
         kl = sum(f(s.out).detach() for f, s in zip(kls, slopes))/len(before)
         return g, dict(objective=after.value, kl=kl)
-    parts = parts_of(own_copies(p, counts.shape[1]), *map(networks, stages), rows=stages[0].x.shape[2])
+    parts = parts_of(own_copies(p, counts.shape[1]), *map(networks, rounds), rows=rounds[0].x.shape[2])
     g, terms = joined([one(*part) for part in parts])
     return mean_over_tasks(g, counts), mean_over_tasks(terms, counts)
 
@@ -100,13 +100,13 @@ def update(
     cfg:ProMP, # settings
     world:World, # gives the number of episodes
     state:dict, # state of training
-    exp:Stages, # stages of the iteration, from `collect`
+    exp:Rounds, # rounds of the iteration, from `collect`
     noise:dict, # not used: the trainer passes it to every method
     iteration:int, # not used, as `noise`
 )->tuple: # state, metrics (name -> [S])
-    "Update the initial policy from the stages of an iteration"
+    "Update the initial policy from the rounds of an iteration"
     episodes = cfg.workers*world.episodes*len(exp.samples)
-    stats, metrics, counts = after_stages(world, state['stats'], exp, episodes)
+    stats, metrics, counts = after_rounds(world, state['stats'], exp, episodes)
     p, moments, sums = state['params']['policy'], state['opt']['policy'], {}
     for _ in range(cfg.outer_steps):
         g, terms = outer_gradient(cfg, p, exp.samples, counts)
@@ -126,5 +126,5 @@ def agent(
     return adapting_agent(cfg.inner, 'ratio', state['params']['policy'], state.get('stats', {}), greedy)
 
 STAGES = dict(policy=Stage(update, ('policy',)))
-METHOD = Method('promp', ProMP, init, draw_noise, collect, update, agent, ROBOTS, check_stages, test_episodes,
+METHOD = Method('promp', ProMP, init, draw_noise, collect, update, agent, ROBOTS, check_rounds, test_episodes,
                 stages=STAGES)
