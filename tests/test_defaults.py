@@ -213,7 +213,7 @@ def acts(agent, world):
         u = torch.full((1, 4, world.action_dim) if world.action_dim > 1 else (1, 4), .3*k)
         action, value = agent.act(h, obs + k, u)
         h = agent.observe(h, obs - k, action, value)
-        out += [action, value, h]
+        out += [action, value, {k: v for k, v in h.items() if v is not None} if isinstance(h, dict) else h]
     return {str(i): x for i, x in enumerate(out)}
 
 def agents():

@@ -124,7 +124,7 @@ def task_advantages(
 )->Tensor: # [S,M,n] advantages, normalised for each task
     "Advantages with a baseline that each task fits"
     (S, T, M, W), on = r.reward.shape, r.valid & ~r.end # on: the episode goes on
-    def flow(x, c): return backwards(x.flatten(2), (c*on).to(x.dtype).flatten(2)).unflatten(2, (M, W))
+    def flow(x, c): return backwards(x.flatten(2), (c*on.to(x.dtype)).flatten(2)).unflatten(2, (M, W))
     target = flow((r.reward*r.valid).double(), cfg.inner_gamma)
     phi, valid = features(r.obs, time_in_episode(r)), by_task(r.valid)
     rows = [x.flatten(0, 1) for x in (by_task(phi), by_task(target), valid)]
@@ -172,9 +172,9 @@ def samples(
     out = dict(out=joined([forwards(*part)[0] for part in parts_of(p, x.flatten(0, 1), rows=x.shape[2])]))
     if 'log_std' in p: out['log_std'] = p['log_std']
     logp = log_probability(out, action.flatten(0, 1))
-    weight = valid/valid.sum(-1, keepdim=True).clamp(min=1)
+    weight = valid.to(logp.dtype)/valid.sum(-1, keepdim=True).clamp(min=1)
     def back(y): return y.unflatten(0, (S, M))
-    return Samples(x, action, task_advantages(cfg, r), weight.to(logp.dtype), back(logp), tree_map(back, out))
+    return Samples(x, action, task_advantages(cfg, r), weight, back(logp), tree_map(back, out))
 
 # %% ../../nbs/methods/740_inner.ipynb #74000024
 def surrogate(
