@@ -26,7 +26,8 @@ def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
 @pytest.mark.parametrize('world', ['gridworld', 'gridworld-extrapolation'])
 @pytest.mark.parametrize('method', [m for m in METHODS if not refusal('gridworld', m)])
 def test_whole_run(method, world, tmp_path, capsys):
-    run, more = tmp_path/'run', [] if method.startswith('rl2') else QUICK[:6 if method == 'ldm' else 0]
+    run, more = tmp_path/'run', QUICK[:6 if method == 'ldm' else 0]
+    if method in ('emaml', 'promp'): more = ['--workers', '8', '--rollouts', '4'] # 1,920 frames in two stages
     code, out, err = ldm(capsys, 'train', world, '--method', method, '--seeds', '3,7', '--frames', '5000', '--out', run, *more)
     assert code == 0, err
     assert f'| {method} | test |' in out

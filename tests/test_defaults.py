@@ -21,7 +21,7 @@ from ldm_nb.lab.presets import METHODS, ROBOT_WORLDS, WORLDS, load_agent, method
 from ldm_nb.lab.checkpoints import unseal
 from ldm_nb.training.trainer import Progress, train
 
-SMALL = dict(posteriors=4, transitions=3, vae_batch=2, buffer_size=8, precollect=0, workers=4, mixture_workers=1, chunk=30,
+SMALL = dict(rollouts=4, posteriors=4, transitions=3, vae_batch=2, buffer_size=8, precollect=0, workers=4, mixture_workers=1, chunk=30,
              vae_updates=1, minibatches=2)
 WORLD = gridworld()
 DEFAULTS = dict(double=lambda: torch.set_default_dtype(torch.float64), nowhere=lambda: torch.set_default_device('meta'),
@@ -215,7 +215,7 @@ def acts(agent, world):
         u = torch.full((1, 4, world.action_dim) if world.action_dim > 1 else (1, 4), .3*k)
         action, value = agent.act(h, obs + k, u)
         h = agent.observe(h, obs - k, action, value)
-        out += [action, value, h]
+        out += [action, value, {k: v for k, v in h.items() if v is not None} if isinstance(h, dict) else h]
     return {str(i): x for i, x in enumerate(out)}
 
 def agents():

@@ -21,7 +21,8 @@ from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
 PEARL = '--workers 2 --chunk 400 --prior-steps 200 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 --train-tasks 2 --evaluate-every 1600'.split()
-MORE = dict(ldm=QUICK) # method -> options that make it small; a new method is tested by being in METHODS
+STEP = ['--workers', '8', '--rollouts', '4'] # eight tasks of four rollouts, 1,920 frames in two stages
+MORE = dict(ldm=QUICK, emaml=STEP, promp=STEP) # method -> options that make it small; a new method is tested by being in METHODS
 FRAMES, N = 8*1920, 8
 
 
@@ -46,6 +47,7 @@ def smaller(world, method):
     "Options that make a run small, a robot's iterations 800 frames"
     if world not in ROBOT_WORLDS: return MORE.get(method, [])
     if method == 'pearl': return PEARL
+    if method in ('emaml', 'promp'): return ['--workers', '2', '--rollouts', '4', '--horizon', '100']
     own = [*QUICK, '--buffer-size', '20'] if method[:3] in ('ldm', 'var') else []
     return ['--workers', '4', '--minibatches', '2', *own, *['--mixture-workers', '1']*(method == 'ldm')]
 

@@ -34,7 +34,7 @@ from .runs import new_run, run_records, segment, segments, record
 from .lock import locked, at_work
 from .faults import BAD, examine, recovery
 from ..evaluation.evaluate import table, draw_curves
-from ..evaluation.motion import watch, resets, episode, episode_returns, read_task, check_film, film
+from ..evaluation.motion import watch, noise_of, resets, episode, episode_returns, read_task, check_film, film
 from .jobs import max_processes, execute, restore, finished, evaluate_job, pictures, prospects, with_hint
 from .stacks import change, unfinished_change, planned_changes
 from .bench import bench, report
@@ -347,7 +347,7 @@ def start_render(
     task, k = read_task(world, run.task), (run.episode or N) - 1
     check_film(world, file)
     _, agent = load(path, seed)
-    motion = watch(world, agent, task[None, None], resets(world, [seed], 1))
+    motion = watch(world, agent, task[None, None], resets(world, [seed], 1), noise_of(agent, world, [seed], 1))
     film(world, task, episode(motion, k), file, f"{job.info['method']}, seed {seed}, episode {k + 1} of {N}")
     sums = ', '.join(f'{r:.1f}' for r in episode_returns(motion, N))
     out.write(f"{file}: task {', '.join(f'{x:g}' for x in task)}; returns of its episodes: {sums}\n")

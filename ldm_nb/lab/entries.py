@@ -15,7 +15,7 @@ from ..core.settings import override, rules, with_source, settings, sources
 from ..worlds.tasks import World
 from ..worlds.registry import NoSuch, add_entry, failure, first_line, imported, make_world, options_of
 from ..training.trainer import Method
-from ..methods import rl2, varibad, mixreg, one_goal, pearl
+from ..methods import emaml, mixreg, one_goal, pearl, promp, rl2, varibad
 from .options import Train, options_of as options_of_command
 
 # %% ../../nbs/lab/870_entries.ipynb #87019007
@@ -31,6 +31,8 @@ METHODS = {
     'rl2': Entry(rl2.METHOD, 'a recurrent policy trained over whole tasks (Duan et al. 2016)'),
     'varibad': Entry(varibad.METHOD, 'one encoder for belief and policy (Zintgraf et al. 2020)'),
     'mixreg': Entry(mixreg.METHOD, "RL2 trained on weighted sums of two workers' trajectories (Wang et al. 2020)"),
+    'emaml': Entry(emaml.METHOD, 'one gradient step adapts a policy; natural-gradient training (Stadie et al. 2018)'),
+    'promp': Entry(promp.METHOD, 'one gradient step adapts a policy; clipped ratios (Rothfuss et al. 2019)'),
     'pearl': Entry(pearl.METHOD, 'off-policy: acts on guesses of the task from a posterior (Rakelly et al. 2019)'),
     'rl2-oracle': Entry(rl2.METHOD, 'rl2 trained on all tasks, test tasks included', True),
     'varibad-oracle': Entry(varibad.METHOD, 'varibad trained on all tasks, test tasks included', True)}

@@ -32,7 +32,7 @@ from .checkpoints import (
 from .runs import trim_metrics, run_records
 from ..evaluation.evaluate import evaluate, outcome, summary, table, draw_curves, with_episodes
 from ..evaluation.pictures import cells_of, draw_imagined, draw_path, imagined_maps, place_beliefs
-from ..evaluation.motion import view, watch, resets
+from ..evaluation.motion import noise_of, resets, view, watch
 
 # %% ../../nbs/lab/850_jobs.ipynb #d35c797a
 @dataclass
@@ -64,7 +64,8 @@ class Job:
     @property
     def tested(self)->World:
         "The world with the number of episodes that a test task of this method has"
-        return with_episodes(self.world, self.method.test_episodes)
+        n = self.method.test_episodes
+        return with_episodes(self.world, n(self.cfg) if callable(n) else n)
 
 def job(
     folder, # run folder
@@ -513,5 +514,6 @@ def motion_pictures(
     world, seeds, device = job.tested, job.progress.seeds, job.info['device']
     tasks = world.family.splits['eval'].tasks.to(device)
     agent = job.method.agent(job.cfg, job.progress.state, True)
-    motion = watch(world, agent, tasks.expand(len(seeds), -1, -1), resets(world, seeds, len(tasks), device))
+    noise = noise_of(agent, world, seeds, len(tasks), device)
+    motion = watch(world, agent, tasks.expand(len(seeds), -1, -1), resets(world, seeds, len(tasks), device), noise)
     return {'motion.png': view(world).figure(world, motion, f'{name}, seed {seeds[0]}')}

@@ -109,6 +109,8 @@ def fitting_changes(
         return out | with_source(where, **{k: n for k, n in whole.items() if n != v(k)})
     if v('decoder') == 'multi-head' and not world.n_cells: out |= with_source(where, decoder='single-head')
     if 0 < v('chunk', 0) < world.horizon: out |= with_source(where, chunk=world.horizon)
+    per_task = -(-v('rollouts', 1)//world.episodes) # workers of a task, of a method that adapts to rollouts
+    if v('workers', 0) % per_task: out |= with_source(where, workers=max(v('workers')//per_task, 1)*per_task)
     return out
 
 # %% ../../nbs/lab/872_presets.ipynb #e1ea89b0

@@ -185,15 +185,16 @@ def agent_noise(
 def replaced(
     which:Tensor, # [S,B] bool, true for workers that get the new memory
     new, # memory of the chosen workers: a tensor [S,B,...], or a dict or tuple of them
-    old, # memory of the other workers, with the same structure
-): # memory with this structure
+    old, # memory of the other workers, with the same structure; None for a part that is zero
+): # memory with the structure of `new`
     "New memory where `which` is true, old memory elsewhere"
-    if isinstance(old, dict): return {k: replaced(which, new[k], v) for k, v in old.items()}
-    if isinstance(old, tuple):
-        parts = [replaced(which, n, o) for n, o in zip(new, old)]
-        return type(old)(*parts) if hasattr(old, '_fields') else tuple(parts)
-    if old is None: return None
-    return torch.where(which.reshape(*which.shape, *[1]*(old.dim() - 2)), new, old)
+    if isinstance(new, dict): return {k: replaced(which, v, None if old is None else old[k]) for k, v in new.items()}
+    if isinstance(new, tuple):
+        parts = [replaced(which, n, o) for n, o in zip(new, [None]*len(new) if old is None else old)]
+        return type(new)(*parts) if hasattr(new, '_fields') else tuple(parts)
+    if new is None: return None
+    mask = which.reshape(*which.shape, *[1]*(new.dim() - 2))
+    return torch.where(mask, new, torch.zeros_like(new) if old is None else old)
 
 # %% ../../nbs/policy/300_policy.ipynb #71d3fa78
 @remade

@@ -99,12 +99,13 @@ def rollout(
 
 # %% ../../nbs/training/500_rollout.ipynb #8e7353db
 class Episode(NamedTuple):
-    "The last steps of all workers, when the episode of at least one of them has ended"
-    before:Tensor # [S,L,B,O+1] observations before each of the last L steps, L at most H
-    after:Tensor # [S,L,B,O+1] observations after each step
-    action:Tensor # [S,L,B] or [S,L,B,A]
-    reward:Tensor # [S,L,B] rewards shown to the agent
-    valid:Tensor # [S,L,B] bool, the step belongs to the same episode as the last step
+    "The last H steps of all workers, when the episode of at least one of them has ended"
+    before:Tensor # [S,H,B,O+1] observations before each of the last H steps
+    after:Tensor # [S,H,B,O+1] observations after each step
+    action:Tensor # [S,H,B] or [S,H,B,A]
+    reward:Tensor # [S,H,B] rewards shown to the agent
+    valid:Tensor # [S,H,B] bool, the step belongs to the same episode as the last step; a task that began less than H
+        # steps ago has its first step several times, and only the last of them is valid
     index:Tensor # [S,B] number of the episode within its task, from 0
 
 # %% ../../nbs/training/500_rollout.ipynb #8e7353dd
@@ -120,7 +121,9 @@ def adapted_memory(
     index = now.trial.episode
     which = now.seen.end & (index + 1 < world.episodes)
     if not which.any(): return now.memory, steps
-    rows = ((s.obs, s.seen.obs, s.action, s.reward, s.trial.episode == index) for s in steps)
+    more = world.horizon - len(steps)
+    rows = ((s.obs, s.seen.obs, s.action, s.reward, (s.trial.episode == index) & (i >= more))
+            for i, s in enumerate([steps[0]]*more + steps))
     e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index)
     if noise is not None:
         i = index.reshape(len(index), 1, -1, *[1]*(noise.dim() - 3)).expand(-1, 1, -1, *noise.shape[3:])

@@ -28,7 +28,7 @@ class Method(NamedTuple):
     agent:Callable # cfg, state, greedy -> Agent
     continuous:dict = {} # setting -> (value, source), for worlds with continuous actions
     check:Callable = None # cfg, world -> None; raises `BadInput` if they do not fit each other
-    test_episodes:int = None # episodes of a test task; None: as many as a training task has
+    test_episodes:int|Callable = None # episodes of a test task, or cfg -> their number; None: as many as in training
     stages:dict = None # name -> Stage, the parts of `update` in order; for timing and for two processes
     duet:Callable = None # cfg -> two functions that divide `collect` between two processes: rollout of real tasks, and
         # rollout of imagined tasks, which uses the networks of the last stage; None: one process
@@ -220,8 +220,9 @@ def train(
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200019
 def frames_of(
-    cfg, # settings of a method, with `workers` and perhaps `chunk`: steps of an iteration, or 0 for a whole task
+    cfg, # settings of a method, with `workers`; perhaps `chunk`: steps of a rollout, or 0 for a whole task; perhaps
+        # `rollouts_per_iteration`
     world:World, # gives the number of steps of a task
 )->int: # frames of one seed
     "Frames of an iteration"
-    return cfg.workers*(getattr(cfg, 'chunk', 0) or world.steps)
+    return cfg.workers*(getattr(cfg, 'chunk', 0) or world.steps)*getattr(cfg, 'rollouts_per_iteration', 1)
