@@ -118,7 +118,7 @@ def plays(
     stood = watch(world, still(world), tasks[None], reset)
     def play(b):
         data, starts = pose_text([episode(moved, k, b) for k in range(world.episodes)], s.body)
-        return dict(world=job.info['world'], agent=label, colour=colour(label), task=b, split=names[b], kind=s.shown,
+        return dict(world=job.info['world'], agent=label, seed=seed, colour=colour(label), task=b, split=names[b], kind=s.shown,
             value=tasks[b].tolist(), wanted=wanted(s.shown, tasks[b]), body=s.body.file, data=data, starts=starts,
             returns=episode_returns(moved, world.episodes, b),
             standing=episode_returns(stood, world.episodes, b)[-1])
@@ -134,18 +134,20 @@ def theatre_folder()->Path: # agent.js, robots.js, theatre.js, theatre.css
 # %% ../../nbs/lab/885_theatre.ipynb #88500022
 def theatre_data(
     runs:dict, # label -> run folder, file of networks, name of networks, or a list of these for several worlds
+    seed:int=None, # seed to show; None: the first of each run
 )->tuple: # networks: label -> text; robots: bodies and plays
     "What the theatre's JavaScript needs of trained agents; raises `RunError` if one of them cannot be shown"
     networks, robots = {}, dict(bodies={}, plays=[])
     for label, path in [(k, p) for k, v in runs.items() for p in (v if isinstance(v, (list, tuple)) else [v])]:
         job = opened(path)
-        seed, body = job.progress.seeds[0], job.world.simulator and job.world.simulator.body
+        s, body = job.progress.seeds[0] if seed is None else seed, job.world.simulator and job.world.simulator.body
+        if s not in job.progress.seeds: raise RunError(f'{path} has no seed {s}, but {job.progress.seeds}')
         if body:
             robots['bodies'][body.file] = skeleton(body)
-            robots['plays'] += plays(job, seed, label)
+            robots['plays'] += plays(job, s, label)
             continue
         p_drop = job.cfg.vae.p_drop if hasattr(job.cfg, 'vae') else None
-        networks[label] = packed(acting(job, seed)) | dict(seed=seed, frames=job.info['frames'], dropout=p_drop)
+        networks[label] = packed(acting(job, s)) | dict(seed=s, frames=job.info['frames'], dropout=p_drop)
     return networks, robots
 
 # %% ../../nbs/lab/885_theatre.ipynb #8850001d
@@ -159,7 +161,7 @@ class Theatre:
         self.html = ('<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width"><title>Belief theatre</title>'
             f'<style>body {{ font: 16px sans-serif; margin: 1rem; background: #fff; }}\n{text("theatre.css")}</style>'
-            '<div id="theatre"></div>' + ''.join(f'<script>{s}</script>' for s in scripts))
+            '<h1>Belief theatre</h1><div id="theatre"></div>' + ''.join(f'<script>{s}</script>' for s in scripts))
     def _repr_html_(self):
         return f'<iframe srcdoc="{html.escape(self.html)}" style="width: 100%; height: 800px; border: 0"></iframe>'
     def __repr__(self): return f'Theatre of {", ".join(self.labels)}: show it in a notebook, or save it as HTML'
@@ -171,6 +173,7 @@ class Theatre:
 # %% ../../nbs/lab/885_theatre.ipynb #88500023
 def theatre(
     *runs, # run folders, files of networks, or names of networks that come with the package
+    seed:int=None, # seed to show; None: the first of each run
     **labelled, # the same, with the label that the theatre shows; a list of runs: one agent in several worlds
 )->Theatre:
     """Show trained agents; raises `RunError` if one of them cannot be shown
@@ -182,4 +185,4 @@ def theatre(
     ```
     """
     if not (all_runs := {Path(r).stem: r for r in runs} | labelled): raise RunError('name at least one run')
-    return Theatre(*theatre_data(all_runs))
+    return Theatre(*theatre_data(all_runs, seed))

@@ -62,7 +62,7 @@ function stage(ROBOTS, make, selector) {                                // the p
     const span = Math.ceil(WIDTH/2/metre) + 1, x0 = Math.round(middle[0]), y0 = Math.round(middle[1]);
     if (flat) {
       line([middle[0] - span, 0, 0], [middle[0] + span, 0, 0], '#777', 2);
-      g.fillStyle = '#444'; g.font = '14px sans-serif'; g.textAlign = 'center';
+      g.fillStyle = '#444'; g.font = '17px sans-serif'; g.textAlign = 'center';
       for (let x = x0 - span; x <= x0 + span; x++) { line([x, 0, 0], [x, 0, -.08], '#777', 2); const [u, v] = px([x, 0, -.3]); g.fillText(`${x} m`, u, v); }
     } else for (let k = -span; k <= span; k++) {
       line([x0 + k, y0 - span, 0], [x0 + k, y0 + span, 0], '#ddd', 1); line([x0 - span, y0 + k, 0], [x0 + span, y0 + k, 0], '#ddd', 1);
@@ -82,17 +82,17 @@ function stage(ROBOTS, make, selector) {                                // the p
       const back = Math.max(first, t - 5), v = t > back ? (list[t][0] - list[back][0])*RATE/(t - back) : 0;
       const left = middle[0] - 2.9;
       arrow([left, 0, 1.75], [left + .6*p.value[0], 0, 1.75], WANTED); arrow([left, 0, 1.5], [left + .6*v, 0, 1.5], p.colour);
-      g.fillStyle = '#222'; g.textAlign = 'left'; g.font = '15px sans-serif';
-      [[1.7, `wanted: ${p.value[0]} m/s`], [1.45, `now: ${v.toFixed(2)} m/s`]].forEach(([z, words]) => g.fillText(words, ...px([left + 2.6, 0, z])));
+      g.fillStyle = '#222'; g.textAlign = 'left'; g.font = '19px sans-serif';
+      [[1.7, `wanted: ${p.value[0]} m/s`], [1.45, `now: ${v.toFixed(2)} m/s`]].forEach(([z, words]) => g.fillText(words, ...px([left + 2.3, 0, z])));
     }
-    g.fillStyle = '#222'; g.textAlign = 'left'; g.font = '15px sans-serif'; g.fillText(text, 10, 22);
+    g.fillStyle = '#222'; g.textAlign = 'left'; g.font = '19px sans-serif'; g.fillText(text, 10, 22);
   }
   function show(t) {
     now.t = Math.min(t, +slider.max); slider.value = now.t;
     for (const v of views) {
       const p = chosen(v.agent), last = path(p).length - 1;
       draw(v.canvas, p, Math.min(now.t, last));
-      v.text.textContent = `returns of the ${p.returns.length} episodes: ${p.returns.map(r => r.toFixed(0)).join('   ')}` + (p.standing === null ? '' : `   (standing still: ${p.standing.toFixed(0)})`);
+      v.text.textContent = `returns of the ${p.returns.length} episodes: ${p.returns.map(r => r.toFixed(0)).join(', ')} (standing still: ${p.standing.toFixed(0)})`;
     }
     moment.textContent = ` ${(now.t/RATE).toFixed(1)} s`;
   }
@@ -107,7 +107,7 @@ function stage(ROBOTS, make, selector) {                                // the p
     now.world = world; now.task = task;
     views = agents(world).map(agent => {
       const canvas = make('canvas', {width: WIDTH, height: HEIGHT, role: 'img', 'aria-label': `${agent} on ${world}`}), text = make('p', {});
-      return {agent, canvas, text, box: make('div', {class: 'robot'}, make('b', {}, agent), canvas, text)};
+      return {agent, canvas, text, box: make('div', {class: 'robot'}, make('b', {}, agent), make('small', {}, ` seed ${of(world).find(p => p.agent === agent).seed}`), canvas, text)};
     });
     box.replaceChildren(...views.map(v => v.box));
     const names = tasks(), named = new Map(names.map(([k, n]) => [n, k]));

@@ -6,6 +6,8 @@
   const believes = name => Boolean(believer(network(name)));
   const imagines = name => believer(network(name)) === 'vae.encoder';
   const $ = id => document.getElementById(id);
+  const about = name => `seed ${NETWORKS[name].seed}, ${Math.round(NETWORKS[name].frames/1e6) || (NETWORKS[name].frames/1e6).toFixed(2)} million frames`;
+  const numbersOf = returns => returns.map(r => r.toFixed(1)).join(', ');
   const make = (tag, attributes = {}, ...children) => {
     const svg = ['svg', 'rect', 'circle', 'path', 'polyline', 'text', 'title'].includes(tag);
     const e = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
@@ -56,6 +58,15 @@
     return s;
   })());
 
+  const legend = () => {                                                // what the marks of the maps mean
+    const key = (drawing, words) => make('span', {class: 'key'}, make('svg', {viewBox: '0 0 24 24', width: 20, height: 20}, drawing), words);
+    const box = more => make('rect', {x: 2, y: 2, width: 20, height: 20, stroke: '#777', fill: '#fff', ...more});
+    return make('p', {class: 'legend'},
+      key(box({'stroke-dasharray': '2 3', stroke: '#444'}), 'training goal'), key(box({}), 'test goal, or one of the four cells at the start that are in no task'),
+      key(make('circle', {cx: 12, cy: 12, r: 7, fill: '#E69F00', stroke: '#222'}), 'agent'), key(make('path', {d: 'M4 4l16 16m0 -16l-16 16', stroke: '#D55E00', 'stroke-width': 3}), 'goal'),
+      key(box({fill: shade(.02)}), 'unlikely'), key(box({fill: shade(.2)}), 'possible'), key(box({fill: shade(.9)}), 'likely goal'));
+  };
+
   // 1. Watch
   const watch = {goal: [3, 4], t: 0, sides: [], timer: 0};
   const episodeOf = t => Math.min(Math.floor(Math.max(t - 1, 0)/HORIZON), EPISODES - 1);
@@ -67,6 +78,7 @@
       (last < 0 ? 'In episode 4 it does not return to it.' : `In episode 4 it needs ${last + 1} steps (shortest: ${Math.max(shortest, 1)}).`);
   };
   function choose(goal) {
+    if (kindOf(goal) === 'never') return;
     watch.goal = goal;
     for (const s of watch.sides) s.moments = play(network(s.name), goal);
     $('outcome').textContent = `Goal (${goal.join(', ')}), ${WORDS[kindOf(goal)]}. ` + watch.sides.map(s => story(s.name, s.moments)).join(' ');
@@ -80,9 +92,10 @@
       s.map.paint(learned ? [...belief(network(s.name), m.latent, {dropout: NETWORKS[s.name].dropout})].map(chance) : exact(s.moments, t));
       s.map.at.cell = watch.goal;
       s.map.marks.replaceChildren(trail([[0, 0], ...s.moments.slice(start + 1, t + 1).map(x => x.reached)]), cross(watch.goal), agent(t ? m.reached : [0, 0]));
+      s.seed.textContent = about(s.name);
       s.kind.options[0].disabled = !believes(s.name);
       if (!believes(s.name)) s.kind.value = 'exact';
-      s.returns.textContent = m.returns.map((r, k) => k <= episodeOf(t) ? r.toFixed(1) : '–').join('   ');
+      s.returns.textContent = m.returns.map((r, k) => t && k <= episodeOf(t) ? r.toFixed(1) : '–').join(', ');
     }
   }
   function stop() { clearInterval(watch.timer); watch.timer = 0; $('play').textContent = 'Play'; }
@@ -95,7 +108,7 @@
   function side(i, name) {
     const s = {name, map: map(`belief and path of agent ${i + 1}; arrow keys move the goal`, choose), returns: make('output'), kind: make('select', {'aria-label': 'which belief', onchange: () => show(watch.t)})};
     s.kind.append(new Option('what its decoder expects', 'learned'), new Option('exact belief of a perfect observer', 'exact'));
-    s.box = make('div', {class: 'side'}, selector('agent' + i, `Agent ${i + 1}:`, NAMES, name, n => { s.name = n; s.kind.value = 'learned'; choose(watch.goal); }), make('br'), s.kind, make('br'), s.map.svg, make('p', {}, 'return of each episode: ', s.returns));
+    s.box = make('div', {class: 'side'}, selector('agent' + i, `Agent ${i + 1}:`, NAMES, name, n => { s.name = n; s.kind.value = 'learned'; choose(watch.goal); }), make('br'), s.kind, make('br'), s.seed = make('small', {}), make('br'), s.map.svg, make('p', {}, 'return of each episode: ', s.returns));
     return s;
   }
 
@@ -107,8 +120,9 @@
     });
     const count = kind => CELLS.filter((c, i) => kindOf(c) === kind && values[i].found).length;
     const m = map(`goals that ${name} reaches in episode 4`);
-    m.paint(CELLS.map((c, i) => kindOf(c) === 'never' ? '#eee' : values[i].perfect ? '#0b6b3a' : values[i].found ? '#8fd1a8' : '#fff'));
-    return make('div', {class: 'side'}, make('b', {}, name), make('br'), m.svg, make('p', {}, `reaches ${count('test')} of 27 test goals and ${count('train')} of 18 training goals in episode 4`));
+    m.svg.classList.add('score');
+    m.paint(CELLS.map((c, i) => kindOf(c) === 'never' ? '#bbb' : values[i].perfect ? '#0b6b3a' : values[i].found ? '#8fd1a8' : '#fff'));
+    return make('div', {class: 'side'}, make('b', {}, name), make('br'), make('small', {}, about(name)), make('br'), m.svg, make('p', {}, `reaches ${count('test')} of 27 test goals and ${count('train')} of 18 training goals in episode 4`));
   }
   function scoreboard() {
     $('scores').replaceChildren(make('p', {}, 'playing 45 goals with each agent …'));
@@ -133,10 +147,9 @@
     const {state, goal} = game, done = state.step >= STEPS, found = state.found.some(Boolean);
     game.map.paint(CELLS.map(c => found && same(c, goal) ? '#ffd9a8' : game.seen.has(c.join()) ? '#dfe7ee' : '#fff'));
     game.map.marks.replaceChildren(trail(game.path), ...(done || found ? [cross(goal)] : []), agent(state.cell));
-    const mine = state.returns.map(r => r.toFixed(1)).join('   ');
-    let text = `episode ${Math.min(Math.floor(state.step/HORIZON), 3) + 1}, step ${state.step % HORIZON}; your returns: ${mine}`;
-    if (done) text += '. ' + NAMES.map(n => `${n}: ${play(network(n), goal)[STEPS].returns.map(r => r.toFixed(1)).join('   ')}`).join('. ');
-    $('yours').textContent = text;
+    if (!done) return $('yours').replaceChildren(`episode ${Math.floor(state.step/HORIZON) + 1}, step ${state.step % HORIZON}; your returns: ${numbersOf(state.returns)}`);
+    const row = (who, returns) => make('tr', {}, make('th', {}, who), ...returns.map(r => make('td', {}, r.toFixed(1))));
+    $('yours').replaceChildren('Finished. Returns of the four episodes:', make('table', {}, row('you', state.returns), ...NAMES.map(n => row(n, play(network(n), goal)[STEPS].returns))));
   }
 
   // 4. Mix
@@ -151,8 +164,8 @@
   function sliders() {
     const dropout = mixing.dropout ?? NETWORKS[mixing.name].dropout;
     $('sliders').replaceChildren(
-      ...[...mixing.weights].map(([k, w]) => range(`weight of goal (${k.replace(',', ', ')})`, 0, 2, .05, w, v => mixing.weights.set(k, v))),
-      range('beta (1: inside, above 1: beyond)', 1, 3, .1, mixing.beta, v => { mixing.beta = v; }),
+      ...[...mixing.weights].map(([k, w]) => range(`share of goal (${k.replace(',', ', ')})`, 0, 2, .05, w, v => mixing.weights.set(k, v))),
+      range('beta (above 1 a weight can be negative)', 1, 3, .1, mixing.beta, v => { mixing.beta = v; }),
       range('dropout of the decoder\'s input', 0, .9, .1, dropout, v => { mixing.dropout = v; }));
   }
   function drawMix() {
@@ -171,25 +184,25 @@
     game.map.svg.addEventListener('keydown', e => { const a = {ArrowUp: 1, ArrowRight: 2, ArrowDown: 3, ArrowLeft: 4, ' ': 0}[e.key]; if (a !== undefined) { e.preventDefault(); turn(a); } });
     return [
       make('h2', {}, 'Watch'),
-      make('p', {}, 'Click a cell, or move the goal with the arrow keys. The agents do not see it: they get 1 on the goal and -0.1 elsewhere.'),
+      make('p', {}, 'Click a cell, or move the goal with the arrow keys. The agents do not see it: they get 1 on the goal and -0.1 elsewhere.'), legend(),
       make('p', {class: 'controls'}, make('button', {id: 'play', onclick: start}, 'Play'), ' ', make('input', {id: 'step', type: 'range', min: 0, max: STEPS, value: 0, 'aria-label': 'step', oninput: e => { stop(); show(+e.target.value); }}), ' ', make('output', {id: 'moment'})),
       make('div', {class: 'row'}, ...watch.sides.map(s => s.box)),
       make('p', {id: 'outcome', 'aria-live': 'polite'}),
-      make('h2', {}, 'Scoreboard'), make('p', {}, 'Every goal, played by every agent: dark green is the best possible return in episode 4, light green a goal that is reached.'),
+      make('h2', {}, 'Scoreboard'), make('p', {}, 'Every goal, played by every agent. Dark green: the best possible return in episode 4; light green: reached; white: not reached; grey: in no task; with an outline: training goals. These are single seeds, and seeds differ: the results pages have the means.'),
       make('p', {}, make('button', {onclick: scoreboard}, 'Play all goals')), make('div', {id: 'scores', class: 'row'}),
       make('h2', {}, 'You against the agents'), make('p', {}, 'A test goal is hidden. You have four episodes of 30 steps, like the agents. The arrow keys move you while the map has the focus, or use the buttons.'),
       make('div', {class: 'row'}, make('div', {class: 'side'}, game.map.svg), make('div', {class: 'side pad'}, ...[['↑', 1], ['←', 4], ['stay', 0], ['→', 2], ['↓', 3]].map(([t, a]) => make('button', {onclick: () => turn(a), 'aria-label': ['stay', 'up', 'right', 'down', 'left'][a], class: 'go' + a}, t)), make('button', {onclick: deal, class: 'new'}, 'New goal'))),
-      make('p', {id: 'yours', 'aria-live': 'polite'})];
+      make('div', {id: 'yours', 'aria-live': 'polite'})];
   }
   function mixer() {                                                    // the parts that need an agent with a latent dynamics network of its own
     mixing.map = map('imagined rewards; click training goals', mix); mixing.map.at.cell = [2, 6];
     return [
-      make('h2', {}, 'Mix tasks'), make('p', {}, 'The decoder reads a weighted sum of latents and gives the rewards of a task that nobody has played. Click training goals to add or remove them.'),
+      make('h2', {}, 'Mix tasks'), make('p', {}, 'The decoder reads a weighted sum of latents and gives the rewards of a task that nobody has played. Click training goals to add or remove them. The numbers on the map are the weights, which sum to 1. (LDM with one goal then draws one cell by these rewards and makes it the only goal; this step is left out here.)'),
       make('p', {}, selector('mixer', 'Networks:', NAMES.filter(imagines), mixing.name, n => { mixing.name = n; sliders(); drawMix(); })),
       make('div', {class: 'row'}, make('div', {class: 'side'}, mixing.map.svg), make('div', {class: 'side', id: 'sliders'})), make('p', {id: 'imagined', 'aria-live': 'polite'})];
   }
   const robots = () => [
-    make('h2', {}, 'Robots'), make('p', {}, 'Recorded runs, ten poses a second. Black: what the task wants, which the agents do not see. The line on the ground is the path of the episode.'),
+    make('h2', {}, 'Robots'), make('p', {}, 'Recorded runs, ten poses a second. Black: what the task wants, which the agents do not see. The line under an ant is its path in the episode. The half cheetahs run, but at few velocities. The ants of ant-goal have not learnt to walk to a goal.'),
     ...stage(ROBOTS, make, selector)];
 
   function set() {
