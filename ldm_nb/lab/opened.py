@@ -54,7 +54,8 @@ def place_of(
     if not path.exists() and str(path) == path.name: path = named_weights().get(path.name, path)
     if path.suffix == '.safetensors' and not path.is_file(): raise RunError(f'there is no file {path}')
     if not path.exists() and str(path) == path.name:
-        raise RunError(f"{path} is not a run folder, and no trained networks are called so; there are: {', '.join(named_weights())}")
+        have = ', '.join(named_weights())
+        raise RunError(f'{path} is not a run folder, and no trained networks are called so; there are: {have}')
     return path.parent if path.name == 'weights.safetensors' else path
 
 # %% ../../nbs/lab/882_opened.ipynb #8821900f
