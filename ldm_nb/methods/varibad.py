@@ -62,8 +62,8 @@ class VariBAD:
     precollect:int = within(5000, 0, 10**12) # frames collected before the first update; release: variBAD, grid
     encoder_loss:str = one_of('joint', 'elbo') # losses that train the encoder: 'joint': policy and ELBO (release,
         # grid); 'elbo': only the ELBO (release, MuJoCo)
-    encoder_clip:str = one_of('sum', 'each') # gradient that is clipped if both losses train the encoder: 'sum': that of
-        # their sum (release); 'each': that of each loss, before they are added (ours: the ELBO's is far longer)
+    encoder_clip:str = one_of('each', 'sum') # gradient that is clipped if both losses train the encoder: 'each': that
+        # of each loss, before they are added (ours: the ELBO's is far longer); 'sum': that of their sum (release)
     encoder:EncoderSize = EncoderSize() # sizes of the encoder
     policy:PolicySize = PolicySize(policy_layers=(32, 32)) # same latent as `vae`; release: variBAD, grid
     learner:Learner = Learner(encoder_lr=1e-3) # same step size as `vae`; release: variBAD, grid
