@@ -149,26 +149,25 @@ def devices_of(
 
 # %% ../../nbs/lab/879_division.ipynb #8790001f
 def train_shares(
-    shares:list, # of Share, for each device one that is trained first; the others follow when a device is free
+    shares:list, # of Share; their devices are set
+    devices:list, # a device for each process; if there are more shares, they follow when a device is free
     say=lambda text: None, # function, called with a line of text when a share begins
 )->int: # exit status of the first share that failed; 128 + number of the signal that stopped us; 0: all are trained
     "Train shares on the devices of this machine at the same time"
-    todo, now, failed = list(shares), {}, 0 # now: device -> share in training
+    todo, free, now, failed = list(shares), list(devices), [], 0 # now: shares in training
     with Stop() as stop, ExitStack() as files:
-        while (todo and not stop() and not failed) or now:
-            for s in [s for s in todo if s.device not in now and not (stop() or failed)]:
-                if s.device in now: continue
+        while (todo and not stop()) or now:
+            while todo and free and not stop():
+                now.append(s := todo.pop(0))
+                s.device = free.pop(0)
                 log = files.enter_context(open(f'{s.folder}.log', 'a', encoding='utf-8'))
                 s.start(stdin=subprocess.DEVNULL, stdout=log, stderr=log); s.note('running')
-                now[s.device] = todo.pop(todo.index(s))
-                say(f"seeds {Path(s.folder).name} on {s.device}: {s.folder}.log")
-            if stop() or failed:
-                for s in now.values(): stop_process(s.child, stop.got or 15)
-            for device, s in list(now.items()):
-                if (status := s.child.poll()) is None: continue
-                now.pop(device)
-                over = is_trained(s.folder) or has_diverged(s.folder)
-                s.note('done' if is_trained(s.folder) else 'diverged' if over else 'stopped' if stop() else 'failed')
-                if not over and not stop(): failed = failed or status or 1
+                say(f'seeds {Path(s.folder).name} on {s.device}: {s.folder}.log')
+            for s in now if stop() else (): stop_process(s.child, stop.got)
+            for s in [s for s in now if s.child.poll() is not None]:
+                now.remove(s); free.append(s.device)
+                over = 'done' if is_trained(s.folder) else 'diverged' if has_diverged(s.folder) else ''
+                s.note(over or ('stopped' if stop() else 'failed'))
+                if not over and not stop(): failed = failed or s.child.returncode or 1
             time.sleep(.1)
     return 128 + stop.got if stop() else failed

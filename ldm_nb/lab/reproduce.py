@@ -232,6 +232,7 @@ def train_command(
     for k, v in e.settings.items():
         option = k.replace('_', '-')
         if isinstance(v, bool): words += [f"--{'' if v else 'no-'}{option}"]
+        elif isinstance(v, tuple): words += [f'--{option}', *map(str, v)]
         else: words += [f'--{option}', f'{v:g}' if isinstance(v, float) else str(v)]
     short = f'{e.frames:g}'
     return words + ['--frames', short if float(short) == e.frames else str(e.frames)]
