@@ -612,7 +612,7 @@ def run_jobs(
     most = need.parallel or (max(1, cores(0, 10**4)//threads) if on == 'local' else 0)
     try: failed = drive(tasks, executor, jobs/'jobs.json', run.retries, most, joined, show, poll)
     except KeyboardInterrupt as e: e.add_note('the same command continues; jobs of a cluster are not stopped'); raise
-    for t in (t for t in tasks if t.failed):
+    for t in (t for t in tasks if t.over == 'failed'):
         err.write('\n'.join([f'failed {t.deaths} times: {t.share.folder}', *(f'  {l}' for l in log_tail(t))]) + '\n')
     return int(failed > 0)
 
@@ -629,14 +629,14 @@ def start_sweep(
     seeds, frames = parse_seeds(run.seeds or seeds), parse_frames(run.frames or frames)
     rows = sweep_rows(run.name, run.world, run.method, run.preset, values, seeds, frames)
     need, size = placed(run, rows)
-    root, missing = Path(run.runs)/run.name, {e: missing_seeds(e, run.data) for e in rows}
+    root, missing = Path(run.runs)/run.name, [(e, missing_seeds(e, run.data)) for e in rows]
     root.mkdir(parents=True, exist_ok=True)
     def keep(folder, _):
         path, new = record([folder], run.data, None, complete, mixed=True)
         err.write(f'recorded: {path.name}, {len(new)} seeds\n')
     with locked(root):
         check_plan(root, rows)
-        parts = {root/e.variant: prepared(root/e.variant, e, s, size, run.name) for e, s in missing.items() if s}
+        parts = {root/e.variant: prepared(root/e.variant, e, s, size, run.name) for e, s in missing if s}
         if status := run_jobs(run, need, run.name, parts, root/'jobs', keep): return status
     out.write(wrapped_text(sweep_table(*sweep_results(run.name, run.data)), columns()) + '\n')
     return 0

@@ -141,17 +141,17 @@ class Task:
     row:str = '' # name of its run
     job:object = None # job of submitit; None: not submitted yet
     deaths:int = 0 # jobs of this share that have died
-    failed:bool = False # has it died too often?
+    over:str = '' # 'done', 'diverged' or 'failed', once this is decided
 
 def state_of(
     task:Task,
 )->str: # 'done', 'diverged', 'failed', 'running', 'new', 'queued' or 'dead'
     "What happens with a task now"
     folder = task.share.folder
+    if task.over: return task.over # a share that is joined has no folder any more
     if is_trained(folder): return 'done'
     if at_work(folder): return 'running'
     if has_diverged(folder): return 'diverged'
-    if task.failed: return 'failed'
     if task.job is None: return 'new'
     return dict(ENDED='dead', PENDING='queued', RUNNING='running')[job_state(task.job)]
 
@@ -234,13 +234,14 @@ def drive(
         states = [state_of(t) for t in tasks]
         for t in (t for t, s in zip(tasks, states) if s == 'dead'):
             t.deaths += 1
-            t.failed = t.deaths > retries
-            if not t.failed: t.job = None
-        states = ['failed' if t.failed and s == 'dead' else s for t, s in zip(tasks, states)]
+            if t.deaths > retries: t.over = 'failed'
+            else: t.job = None
+        states = [t.over or s for t, s in zip(tasks, states)]
         for row in list(rows):
             if {s for t, s in zip(tasks, states) if t.row == row} <= {'done', 'diverged'}:
                 joined(row)
                 rows.pop(row)
+                for t, s in zip(tasks, states): t.over = s if t.row == row else t.over
         show(states)
         if set(states) <= {'done', 'diverged', 'failed'}: return states.count('failed')
         free = most - sum(s in ('queued', 'running') for s in states) if most else len(tasks)

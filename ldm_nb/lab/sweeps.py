@@ -7,7 +7,7 @@ __all__ = ['parse_sets', 'sweep_rows', 'check_plan', 'runs_below', 'part_state',
            'evaluation_seconds', 'cost_table', 'sweep_results', 'sweep_table', 'draw_sweep']
 
 # %% ../../nbs/lab/883_sweeps.ipynb #88300004
-import json, math
+import json, math, time
 from itertools import product
 from pathlib import Path
 import torch
@@ -106,11 +106,12 @@ def part_state(
 )->dict: # state: a word; frames, budget: of a seed; seeds: their number; rate: frames/s of all its seeds, 0: unknown
     "State, progress and speed of a share"
     info, times = read_config(folder), timings(folder)
-    note = read_note(folder).get('state', '')
+    note, at = (read_note(folder).get(k, v) for k, v in (('state', ''), ('at', 0)))
+    lost = 'starting' if time.time() - at < 120 else 'killed' # ours: a process needs less time to begin
     if is_trained(folder): state = 'done'
     elif at_work(folder): state = 'running'
     elif has_diverged(folder): state = 'diverged'
-    else: state = {'': 'begun' if times else 'not begun', 'running': 'killed', 'waiting': 'killed'}.get(note, note)
+    else: state = {'': 'begun' if times else 'not begun', 'running': lost, 'waiting': lost}.get(note, note)
     measured = [t['frames_per_s'] for t in times if t.get('frames_per_s')]
     frames = max((t['frames'] for t in times), default=0)
     return dict(state=state, frames=frames, budget=info['frames'], seeds=len(info['seeds']), rate=(measured or [0])[-1])
