@@ -49,6 +49,7 @@ SlurmdParameters=config_overrides
 JobRequeue=1
 SlurmdTimeout=8
 KillWait=5
+BatchStartTimeout=10
 ReturnToService=2
 RequeueExit=
 NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={p[2]} CPUs={cpus} RealMemory=1000
@@ -75,7 +76,7 @@ LogFile={d}/slurmdbd.log
 class Slurm:
     "Starts everything; `stop` ends only what was started"
     def __init__(self, folder, cpus=4):
-        self.d, self.started = Path(folder), {}
+        self.d, self.started = Path(folder).absolute(), {}
         self.d.mkdir(parents=True, exist_ok=True)
         host, p = socket.gethostname().split('.')[0], free_ports(5)
         for name in ('state', 'munge', 'db', 'spool-one', 'spool-two'): (self.d/name).mkdir(exist_ok=True)

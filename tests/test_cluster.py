@@ -177,7 +177,7 @@ def test_without_submitit_or_slurm(tmp_path, capsys, monkeypatch):
 @pytest.mark.skipif(bool(slurm_here.missing()), reason=slurm_here.missing() or 'SLURM')
 def test_slurm(tmp_path):
     "A real SLURM with two nodes: eight jobs; one node daemon is killed, one job is pre-empted; every byte as without a cluster"
-    frames = 72_000
+    frames = 300_000
     slurm = slurm_here.Slurm(tmp_path/'slurm', cpus=8)
     try:
         home = tmp_path/'home'; home.mkdir()
