@@ -108,7 +108,7 @@ def executor_of(
         return executor
     executor, cores = submitit.SlurmExecutor(folder, max_num_timeout=10**6), need.cores or 1
     given = dict(partition=need.partition, account=need.account, setup=list(need.setup), gpus_per_node=need.gpus,
-                 mem=f'{round(1024*need.memory)}MB'*bool(need.memory), array_parallelism=need.parallel)
+                 mem=f'{round(1024*need.memory)}MB'*bool(need.memory), array_parallelism=need.parallel or 10**6) # submitit's default is 256
     executor.update_parameters(
         time=round(minutes), job_name=name, cpus_per_task=cores, signal_delay_s=delay, srun_args=[f'-c{cores}'],
         additional_parameters=dict(requeue=True), **{k: v for k, v in given.items() if v})
