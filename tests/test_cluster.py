@@ -213,7 +213,9 @@ def test_slurm(tmp_path):
             whole = one_process(tmp_path/gamma, gamma, '0:4', frames)
             the_same(root/f'eight-gamma-{gamma}', whole)
             same_records(home/f'data/runs/gridworld-rl2-eight-gamma-{gamma}.jsonl.gz', whole, 'eight')
-        print(slurm.run('sacct', '-D', '-X', '-o', 'JobID,State,NodeList,Start,End').stdout)
+        jobs = slurm.run('sacct', '-D', '-X', '-o', 'JobID,State,NodeList,Start,End').stdout
+        print(jobs)
+        assert 'NODE_FAIL' in jobs and 'REQUEUED' in jobs and jobs.count('COMPLETED') == 9 and 'FAILED' not in jobs.replace('NODE_FAIL', '')
     finally: slurm.stop()
 
 def notes(root): return [read_note(p.parent).get('state') for p in root.glob('*/shares/*/config.json')]

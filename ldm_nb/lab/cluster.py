@@ -108,7 +108,8 @@ def executor_of(
         return executor
     executor, cores = submitit.SlurmExecutor(folder, max_num_timeout=10**6), need.cores or 1
     given = dict(partition=need.partition, account=need.account, setup=list(need.setup), gpus_per_node=need.gpus,
-                 mem=f'{round(1024*need.memory)}MB'*bool(need.memory), array_parallelism=need.parallel or 10**6) # submitit's default is 256
+                 mem=f'{round(1024*need.memory)}MB'*bool(need.memory),
+                 array_parallelism=need.parallel or 10**6) # submitit's default is 256
     executor.update_parameters(
         time=round(minutes), job_name=name, cpus_per_task=cores, signal_delay_s=delay, srun_args=[f'-c{cores}'],
         additional_parameters=dict(requeue=True), **{k: v for k, v in given.items() if v})
@@ -149,8 +150,8 @@ def state_of(
     "What happens with a task now"
     folder = task.share.folder
     if task.over: return task.over # a share that is joined has no folder any more
+    if at_work(folder): return 'running' # perhaps it still draws its pictures
     if is_trained(folder): return 'done'
-    if at_work(folder): return 'running'
     if has_diverged(folder): return 'diverged'
     if task.job is None: return 'new'
     return dict(ENDED='dead', PENDING='queued', RUNNING='running')[job_state(task.job)]

@@ -70,15 +70,17 @@ class Share:
     cwd:str = '' # folder in which the command runs, where modules of your own are found; '': the present folder
     poll:float = 30. # seconds between two looks at a folder in which another process works
 
-    def __call__(self)->str: # the last state: 'done' or 'diverged'
+    def __call__(self)->str: # the last state: 'done', 'diverged', or 'joined' if the folder is joined and gone
         "Train to the budget; waits while another process works in the folder; raises `RunError`"
         while not is_trained(self.folder):
+            if not Path(self.folder).is_dir(): return 'joined'
             if has_diverged(self.folder) and not at_work(self.folder): return self.note('diverged')
             if at_work(self.folder): self.note('waiting'); time.sleep(self.poll); continue
             self.note('running')
             status = self.start().wait()
-            if not status or has_diverged(self.folder) or at_work(self.folder): continue # another copy was faster
-            if status not in STOPPED:
+            if not status: break
+            if has_diverged(self.folder) or at_work(self.folder): continue # another copy was faster
+            if status not in STOPPED and Path(self.folder).is_dir():
                 self.note('failed')
                 raise RunError(f'ldm resume {self.folder} ended with status {status}')
             self.note('stopped'); time.sleep(self.poll) # if the whole job is to end, it ends now

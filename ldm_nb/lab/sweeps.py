@@ -108,8 +108,8 @@ def part_state(
     info, times = read_config(folder), timings(folder)
     note, at = (read_note(folder).get(k, v) for k, v in (('state', ''), ('at', 0)))
     lost = 'starting' if time.time() - at < 120 else 'killed' # ours: a process needs less time to begin
-    if is_trained(folder): state = 'done'
-    elif at_work(folder): state = 'running'
+    if at_work(folder): state = 'running'
+    elif is_trained(folder): state = 'done'
     elif has_diverged(folder): state = 'diverged'
     else: state = {'': 'begun' if times else 'not begun', 'running': lost, 'waiting': lost}.get(note, note)
     measured = [t['frames_per_s'] for t in times if t.get('frames_per_s')]
