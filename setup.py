@@ -30,7 +30,7 @@ setup(
                  'Development Status :: '+status[c['status']], 'Intended Audience :: '+c['audience']],
     packages=find_packages(include=[c['lib_path'], c['lib_path']+'.*']), include_package_data=True,
     python_requires='>='+c['min_python'], install_requires=words('requirements'),
-    extras_require={k: words(k+'_requirements') for k in ('dev', 'tensorboard', 'trackio')},
+    extras_require={k: words(k+'_requirements') for k in ('dev', 'tensorboard', 'trackio', 'cluster')},
     long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else '',
     long_description_content_type='text/markdown', zip_safe=False,
     entry_points=dict(console_scripts=words('console_scripts'), nbdev=[f"{c['lib_path']}={c['lib_path']}._modidx:d"]),

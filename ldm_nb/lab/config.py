@@ -52,14 +52,15 @@ FIELDS = dict( # entry of config.json -> function that accepts its value, and wh
     compile=(lambda x: isinstance(x, bool), 'true or false'),
     variant=(lambda x: x is None or isinstance(x, str) and is_name(x),
              'a name of letters, digits, dots and hyphens, or null'),
+    sweep=(lambda x: isinstance(x, str) and is_name(x), 'the name of a sweep'), # only in runs of a sweep
     segments=(list_of(a_segment), 'a list of segments with their frames'),
-    founders=(list_of(a_seed), 'a list of seeds'), # this and the next three: only in runs whose seeds have changed
+    founders=(list_of(a_seed), 'a list of seeds'), # this and the next three: only in runs that were changed or divided
     wanted=(list_of(a_seed), 'a list of seeds'),
     until=whole_number(0, 10**12),
     whole=(a_word, 'a folder'))
 
 # %% ../../nbs/lab/815_config.ipynb #52c0de24
-OPTIONAL = 'compile', 'preset', 'variant', 'segments', 'founders', 'wanted', 'until', 'whole'
+OPTIONAL = 'compile', 'preset', 'variant', 'sweep', 'segments', 'founders', 'wanted', 'until', 'whole'
 
 def check_config(
     config:dict, # content of a config.json

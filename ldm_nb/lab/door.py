@@ -39,7 +39,7 @@ def usage(
     width:int=None, # characters of a line; None: any length
 )->str:
     "The text of `ldm --help`"
-    lines = [hang(f'  {k}', c.__doc__, 13, width) for k, c in COMMANDS.items()]
+    lines = [hang(f'  {k}', c.__doc__, 16, width) for k, c in COMMANDS.items()]
     return '\n'.join(['usage: ldm COMMAND [options]', '', *lines, '',
         hang('', '`ldm COMMAND --help` says more; `ldm --version` prints the version', 2, width), ''])
 

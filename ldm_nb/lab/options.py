@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'COMMANDS', 'NAMES', 'columns', 'hang', 'padded_table', 'wrapped_text', 'option', 'Option', 'options_of',
-           'Train', 'Resume', 'Check', 'Evaluate', 'Plot', 'Render', 'Record', 'Reproduce', 'Bench', 'List',
-           'help_text', 'with_default', 'lead', 'check_value', 'check_values', 'read', 'parsed', 'field_for']
+           'Train', 'Resume', 'Check', 'Evaluate', 'Plot', 'Render', 'Placed', 'Record', 'Reproduce', 'Sweep', 'Status',
+           'SweepReport', 'Bench', 'List', 'help_text', 'with_default', 'lead', 'check_value', 'check_values', 'read',
+           'parsed', 'field_for']
 
 # %% ../../nbs/lab/860_options.ipynb #87000004
 import os, re, textwrap
@@ -105,12 +106,14 @@ def options_of(
     record, # dataclass whose fields are made by `option`
 )->list: # of Option
     "The options of a command"
-    return [Option(f.name, f.type, f.default, **f.metadata) for f in fields(record)]
+    own = sorted(fields(record), key=lambda f: f.name not in record.__annotations__) # its own before shared ones
+    return [Option(f.name, f.type, f.default, **f.metadata) for f in own]
 
 # %% ../../nbs/lab/860_options.ipynb #87000025
 SHARED = SimpleNamespace( # help texts shared by several commands
     seeds='0:8 (eight of them), 3,7 (these two) or 5 (one)',
     cores='CPU cores to use',
+    device='cpu, cuda (all GPUs, the seeds divided among them), or some, such as cuda:0,cuda:2',
     graphs='on a GPU, iterations recorded as graphs; on a CPU, compiled functions (no gain so far)')
 
 # %% ../../nbs/lab/860_options.ipynb #8700000f
@@ -123,7 +126,7 @@ class Train:
     seeds:str = option(f"{SHARED.seeds}; if not given, the preset's", 'SEEDS', '')
     frames:str = option(
         "frames a seed, such as 1e7, rounded up to whole iterations; if not given, the preset's", 'FRAMES', '')
-    device:str = option('cpu or cuda', 'DEVICE', 'cpu')
+    device:str = option(SHARED.device, 'DEVICE', 'cpu')
     threads:int = option(f'{SHARED.cores}, one process each, the seeds divided among them; 0: all', default=0)
     out:str = option('run folder, which must not exist yet; if not given, runs/WORLD-METHOD', 'FOLDER', '')
     compile:bool = option(SHARED.graphs, default=False)
@@ -139,7 +142,7 @@ class Resume:
     frames:str = option('a new budget of frames a seed; if not given, as it was', 'FRAMES', '')
     seeds:str = option('seeds to add, such as 8:16; first trained alone, up to the others\' iteration', 'SEEDS', '')
     without:str = option('seeds to take out, such as 3 or 0:2; they get a separate run folder', 'SEEDS', '')
-    device:str = option('cpu or cuda; if not given, as it was', 'DEVICE', '')
+    device:str = option(f'{SHARED.device}; if not given, as it was', 'DEVICE', '')
     threads:int = option(f'{SHARED.cores}; 0: as it was', default=0)
 
 # %% ../../nbs/lab/860_options.ipynb #8700002b
@@ -171,6 +174,22 @@ class Render:
     episode:int = option('which episode, from 1; 0: the last', default=0)
     out:str = option('a .gif or .mp4 file; if not given, film.gif in the run folder, or NAME.gif', 'FILE', '')
 
+# %% ../../nbs/lab/860_options.ipynb #8700005b
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    "Options of a command that may run its trainings as jobs of a cluster"
+    on:str = option('local: as jobs on this machine; slurm: on the cluster that SLURM manages', 'PLACE', '')
+    share:int = option('seeds of a job; 0: as many as it has cores, with GPUs all seeds of a run', default=0)
+    retries:int = option('how often a share of the seeds may fail and be submitted again', default=2)
+    cluster:str = option('TOML file with the next entries; if not given, cluster.toml if there is one', 'FILE', '')
+    partition:str = option('group of nodes', 'NAME', '')
+    account:str = option('who pays', 'NAME', '')
+    time_limit:str = option('of a job, in minutes or H:MM:SS; if not given, a day (on this machine none)', 'TIME', '')
+    memory:float = option("GB of a job; 0: the scheduler's default", 'GB', 0.)
+    cores:int = option('CPU cores of a job; 0: one', default=0)
+    gpus:int = option('GPUs of a job', default=0)
+    parallel:int = option('jobs at the same time; 0: no limit (on this machine, as its cores allow)', default=0)
+
 # %% ../../nbs/lab/860_options.ipynb #87000013
 @dataclass(frozen=True)
 class Record:
@@ -181,7 +200,7 @@ class Record:
 
 # %% ../../nbs/lab/860_options.ipynb #87000031
 @dataclass(frozen=True)
-class Reproduce:
+class Reproduce(Placed):
     "Train and record the runs that a figure of the paper still lacks, or list them with what they cost."
     figure:str = option('figure or record of the table, such as 3 or gridworld-ldm; all: every row', 'FIGURE', 'all',
                         positional=True)
@@ -193,6 +212,36 @@ class Reproduce:
     data:str = option('folder of the records', 'FOLDER', 'data/runs')
     runs:str = option('folder for the run folders', 'FOLDER', 'runs/reproduce')
     table:str = option('which runs the figures need', 'FILE', 'data/paper/experiments.csv')
+
+# %% ../../nbs/lab/860_options.ipynb #8700005f
+@dataclass(frozen=True)
+class Sweep(Placed):
+    "Train a method with several values of some settings, and record every combination."
+    world:str = option('world to train on, or module:name; see: ldm list', 'WORLD', 'gridworld', positional=True)
+    method:str = option('method to train, or module:name; see: ldm list', 'METHOD', 'ldm')
+    preset:str = option('settings to start from; see: ldm list', 'PRESET', 'paper')
+    set:tuple[str, ...] = option('a setting and its values, such as beta=1,1.5,2; may be given again',
+                                 'NAME=VALUES', ())
+    seeds:str = option(f"{SHARED.seeds}; if not given, the preset's", 'SEEDS', '')
+    frames:str = option("frames a seed, such as 1e7; if not given, the preset's", 'FRAMES', '')
+    name:str = option('name of the sweep, kept in its records', 'NAME', 'sweep')
+    data:str = option('folder of the records', 'FOLDER', 'data/runs')
+    runs:str = option('folder for sweeps, which all nodes can read and write', 'FOLDER', 'runs/sweeps')
+
+# %% ../../nbs/lab/860_options.ipynb #87000060
+@dataclass(frozen=True)
+class Status:
+    "Show how far runs are: seeds, frames, speed, state and time left."
+    run:str = option('a run folder, a sweep or a folder of runs', 'FOLDER', 'runs/sweeps', positional=True)
+    every:float = option('seconds until the table is drawn again, in a terminal; 0: draw it once', 'SECONDS', 5.)
+
+# %% ../../nbs/lab/860_options.ipynb #87000064
+@dataclass(frozen=True)
+class SweepReport:
+    "Draw the final test return of a sweep against its settings, with intervals over seeds."
+    name:str = option('name of the sweep', 'NAME', 'sweep', positional=True)
+    data:str = option('folder of its records', 'FOLDER', 'data/runs')
+    out:str = option('file of the figure: .png, .pdf or .svg; if not given, sweep-NAME.png', 'FILE', '')
 
 # %% ../../nbs/lab/860_options.ipynb #87000035
 @dataclass(frozen=True)
@@ -219,7 +268,7 @@ class List:
 
 # %% ../../nbs/lab/860_options.ipynb #87000014
 COMMANDS = dict(train=Train, resume=Resume, check=Check, evaluate=Evaluate, plot=Plot, render=Render, record=Record,
-                reproduce=Reproduce, bench=Bench, list=List)
+                reproduce=Reproduce, sweep=Sweep, status=Status, bench=Bench, list=List) | {'sweep-report': SweepReport}
 
 # %% ../../nbs/lab/860_options.ipynb #87000018
 def help_text(
@@ -323,4 +372,5 @@ def field_for(
     hint = '' if with_default(o) == o.about else with_default(o).removeprefix(o.about).strip()
     called = lead(o).split()[-1] if o.kind is not bool else None
     kind = Annotated[o.kind, tyro.conf.arg(metavar=called, help=o.about, help_behavior_hint=hint)]
+    if o.kind == tuple[str, ...] and not o.positional: kind = tyro.conf.UseAppendAction[kind] # --set a=1 --set b=2
     return o.name, tyro.conf.Positional[kind] if o.positional else kind, field(default=o.default)

@@ -232,6 +232,7 @@ def train_command(
     for k, v in e.settings.items():
         option = k.replace('_', '-')
         if isinstance(v, bool): words += [f"--{'' if v else 'no-'}{option}"]
+        elif isinstance(v, tuple): words += [f'--{option}', *map(str, v)]
         else: words += [f'--{option}', f'{v:g}' if isinstance(v, float) else str(v)]
     short = f'{e.frames:g}'
     return words + ['--frames', short if float(short) == e.frames else str(e.frames)]
@@ -380,7 +381,8 @@ def estimate(
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0012
 def read_bench(
     folder, # folder of measurements, e.g. 'data/bench'
-)->list: # measurements on a CPU, the newest last
+    device:str='cpu', # 'cpu' or 'cuda'
+)->list: # measurements on this kind of device, the newest last
     "Read the measurements of `ldm bench`; lines that are none are left out"
     files = sorted(Path(folder).glob('*.jsonl'))
     lines = [l for f in files for l in f.read_text(encoding='utf-8', errors='replace').splitlines()]
@@ -389,7 +391,7 @@ def read_bench(
         try: r = json.loads(l)
         except ValueError: return None
         valid = isinstance(r, dict) and needed <= r.keys()
-        return r if valid and r.get('device') == 'cpu' and r['frames_per_s'] > 0 else None
+        return r if valid and r.get('device') == device and r['frames_per_s'] > 0 else None
     return sorted(filter(None, map(record, lines)), key=lambda r: r['date'])
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0014

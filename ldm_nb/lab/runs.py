@@ -139,6 +139,7 @@ def run_records(
         check_lines(folder, seed_rows)
         row = dict(world=cfg['world'], method=cfg['method'], variant=cfg.get('variant'), seed=seed)
         row |= {k: cfg.get(k) for k in ('config', 'preset', 'versions', 'commit', 'command', 'machine')}
+        row |= {k: cfg[k] for k in ('sweep',) if k in cfg}
         row |= {k: [l[k] for l in seed_rows] for k in CURVES if k in seed_rows[0]}
         row |= {k: seed_rows[-1].get(k) for k in ('per_task', 'frozen')}
         row |= {k: seed_rows[-1][k] for k in ('episodes',) if k in seed_rows[-1]} # per test task, if the method sets it
