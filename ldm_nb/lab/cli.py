@@ -19,48 +19,48 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 import torch
-from ldm_nb.core.errors import BadInput, RunError, Unable, known_name
-from ldm_nb.lab.terminal import err, out, short_labels
-from ldm_nb.core.bits import one_thread
-from ldm_nb.core.files import append_jsonl, write_file
-from ldm_nb.core.settings import override, rules, settings, sources
-from ldm_nb.worlds.check import check_world
-from ldm_nb.worlds.registry import OURS, WORLDS, make_world, options_of as options_in
-from ldm_nb.training.trainer import Diverged, frames_of
-from ldm_nb.lab.crew import Gone, keep_heap, cores
-from ldm_nb.lab.graphs import compiler_trouble
-from ldm_nb.evaluation.records import check_name, record_name
-from ldm_nb.lab.origin import versions, commit, machine
-from ldm_nb.lab.config import new_config, read_config, write_config
-from ldm_nb.lab.runs import create, new_run, run_records, segment, segments, record
-from ldm_nb.lab.lock import locked, at_work
-from ldm_nb.lab.faults import BAD, examine, recovery
-from ldm_nb.evaluation.evaluate import table, draw_curves
-from ldm_nb.evaluation.motion import watch, noise_of, resets, episode, episode_returns, read_task, check_film, film
-from ldm_nb.lab.jobs import (
+from ..core.errors import BadInput, RunError, Unable, known_name
+from .terminal import err, out, short_labels
+from ..core.bits import one_thread
+from ..core.files import append_jsonl, write_file
+from ..core.settings import override, rules, settings, sources
+from ..worlds.check import check_world
+from ..worlds.registry import OURS, WORLDS, make_world, options_of as options_in
+from ..training.trainer import Diverged, frames_of
+from .crew import Gone, keep_heap, cores
+from .graphs import compiler_trouble
+from ..evaluation.records import check_name, record_name
+from .origin import versions, commit, machine
+from .config import new_config, read_config, write_config
+from .runs import create, new_run, run_records, segment, segments, record
+from .lock import locked, at_work
+from .faults import BAD, examine, recovery
+from ..evaluation.evaluate import table, draw_curves
+from ..evaluation.motion import watch, noise_of, resets, episode, episode_returns, read_task, check_film, film
+from .jobs import (
     max_processes, execute, restore, finished, evaluate_job, pictures, prospects, resume_hint, with_hint)
-from ldm_nb.lab.stacks import change, unfinished_change, planned_changes
-from ldm_nb.lab.bench import bench, report
-from ldm_nb.lab.reproduce import (
+from .stacks import change, unfinished_change, planned_changes
+from .bench import bench, report
+from .reproduce import (
     Experiment, budget, figure_rows, train_command, estimate, keep_weights, overview, read_bench, read_table, reproduce,
     estimate_origin, longest_run, missing_seeds, speed, unused_folder)
-from ldm_nb.lab.share import Share, has_diverged, is_trained
-from ldm_nb.lab.division import devices_of, divide, groups_of, join, share_folders, train_shares
-from ldm_nb.lab.cluster import Task, check_limit, check_place, drive, executor_of, log_tail, read_resources
-from ldm_nb.lab.sweeps import (
+from .share import Share, has_diverged, is_trained
+from .division import devices_of, divide, groups_of, join, share_folders, train_shares
+from .cluster import Task, check_limit, check_place, drive, executor_of, log_tail, read_resources
+from .sweeps import (
     check_plan, cost_table, draw_sweep, evaluation_seconds, parse_sets, runs_below, status_table, sweep_results,
     sweep_rows, sweep_table)
-from ldm_nb.lab.entries import METHODS, Chosen, complete, method_of, with_options
-from ldm_nb.lab.opened import from_file, load, opened, place_of
+from .entries import METHODS, Chosen, complete, method_of, with_options
+from .opened import from_file, load, opened, place_of
 from ldm_nb.lab.presets import (
     PRESETS, usual, changes, preset, check, assemble, check_simulator, parse_seeds, parse_frames, iterations,
     eval_every)
-from ldm_nb.lab.collected import collected
-from ldm_nb.lab.options import (
-from ldm_nb.evaluation.motion import watch, noise_of, resets, episode, episode_returns, read_task, check_film, film
-from ldm_nb.lab.jobs import (
-    max_processes, execute, restore, finished, evaluate_job, pictures, prospects, resume_hint, with_hint)
-from ldm_nb.lab.door import door, option_value, world_word
+from .collected import collected
+from .options import (
+    Option, Train, Resume, Check, Evaluate, Plot, Render, Record, Reproduce, Sweep, Status, SweepReport, Bench, columns,
+    wrapped_text, hang, options_of, check_values, parsed, read)
+from .tracking import check_tracker, read_tracking, tracking
+from .door import door, option_value, world_word
 
 # %% ../../nbs/lab/884_cli.ipynb #ef527b24
 def set_device(
