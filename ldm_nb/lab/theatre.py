@@ -119,7 +119,8 @@ def plays(
     def play(b):
         data, starts = pose_text([episode(moved, k, b) for k in range(world.episodes)], s.body)
         return dict(world=job.info['world'], agent=label, seed=seed, colour=colour(label), task=b, split=names[b],
-            kind=s.shown, value=tasks[b].tolist(), wanted=wanted(s.shown, tasks[b]), body=s.body.file, data=data, starts=starts,
+            kind=s.shown, value=tasks[b].tolist(), wanted=wanted(s.shown, tasks[b]),
+            body=s.body.file, data=data, starts=starts,
             returns=episode_returns(moved, world.episodes, b),
             standing=episode_returns(stood, world.episodes, b)[-1])
     return [play(b) for b in range(len(tasks))]
