@@ -106,6 +106,7 @@ class Episode(NamedTuple):
     reward:Tensor # [S,L,B] rewards shown to the agent
     valid:Tensor # [S,L,B] bool, the step belongs to the same episode as the last step
     index:Tensor # [S,B] number of the episode within its task, from 0
+    ended:Tensor # [S,B] bool, the episode has ended with the last step, and the task goes on
 
 # %% ../../nbs/training/500_rollout.ipynb #8e7353dd
 def adapted_memory(
@@ -121,7 +122,7 @@ def adapted_memory(
     which = now.seen.end & (index + 1 < world.episodes)
     if not which.any(): return now.memory, steps
     rows = ((s.obs, s.seen.obs, s.action, s.reward, s.trial.episode == index) for s in steps)
-    e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index)
+    e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index, which)
     if noise is not None:
         i = index.reshape(len(index), 1, -1, *[1]*(noise.dim() - 3)).expand(-1, 1, -1, *noise.shape[3:])
         noise = noise.gather(1, i.clamp(max=noise.shape[1] - 1))[:, 0]
