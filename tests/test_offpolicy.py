@@ -1,0 +1,154 @@
+"""Off-policy methods: SAC and TD3 swing up a pendulum within the frames that independent loops need, PEARL's buffers and records."""
+import json, math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from ldm_nb.core.seeds import draw, flat, generators
+from ldm_nb.core.settings import override
+from ldm_nb.core.optimisers import init_moments
+from ldm_nb.lab import presets
+from ldm_nb.lab.checkpoints import save_checkpoint
+from ldm_nb.lab.cli import main
+from ldm_nb.methods import pearl
+from ldm_nb.methods.replay import Transition, empty_replay, from_rows, gather_rows, kept, pick_rows, row_size, to_rows, write
+from ldm_nb.methods.sac import SAC, actor_outputs, init_sac, init_sac_moments, sac_step, squashed
+from ldm_nb.methods.td3 import TD3, init_td3, td3_action, td3_step
+from ldm_nb.training.trainer import Progress, train
+
+
+# A pendulum: the dynamics of gymnasium's Pendulum-v1, as tensors [S,B]
+
+def push(theta, speed, action):
+    "Angle and angular velocity after a step, and its reward; an action of 1 is the full torque of 2 N m"
+    torque = 2*action[..., 0]
+    angle = (theta + math.pi) % (2*math.pi) - math.pi
+    reward = -(angle**2 + .1*speed**2 + .001*torque**2)
+    speed = (speed + (15*torch.sin(theta) + 3*torque)*.05).clamp(-8, 8)
+    return theta + speed*.05, speed, reward
+
+def see(theta, speed): return torch.stack([theta.cos(), theta.sin(), speed], -1)
+
+def first(u): return (2*u[..., 0] - 1)*math.pi, 2*u[..., 1] - 1
+
+def test_the_pendulum_is_gymnasiums():
+    env = gymnasium.make('Pendulum-v1').unwrapped
+    env.reset(seed=0)
+    theta, speed = (torch.tensor([[x]], dtype=torch.float64) for x in env.state)
+    for a in np.random.default_rng(0).uniform(-1, 1, 50):
+        obs, want, *_ = env.step(np.array([2*a]))
+        theta, speed, reward = push(theta, speed, torch.tensor([[[a]]]))
+        assert abs(reward.item() - want) < 1e-9 and np.allclose(see(theta, speed)[0, 0].numpy(), obs, atol=1e-5)
+
+def greedy_return(act):
+    "Mean return of ten starts"
+    theta, speed = first(torch.rand(1, 10, 2, generator=torch.Generator().manual_seed(0)))
+    total = 0
+    for _ in range(200):
+        theta, speed, reward = push(theta, speed, act(see(theta, speed)))
+        total = total + reward
+    return total.mean().item()
+
+def frames_until(wanted, nets, opt, act, step, noise, seed=0, random=1000, most=12_000):
+    "Frames until the greedy return, looked at every 500 frames, is above `wanted`; one step of learning a frame"
+    g, rows, count, zero = generators([seed]), empty_replay(1, 1, most, row_size(3, 1)), torch.zeros(1, 1).long(), torch.zeros(1, 1).long()
+    theta, speed = first(draw(g['reset'], 'uniform', 1, 2))
+    for t in range(most):
+        obs, u = see(theta, speed), draw(g['action'], 'normal', 1, 1)
+        with torch.no_grad(): action = act(nets, obs, u) if t >= random else 2*draw(g['action'], 'uniform', 1, 1) - 1
+        theta, speed, reward = push(theta, speed, action)
+        row = to_rows(Transition(obs, action, reward, see(theta, speed), torch.zeros_like(reward), torch.full_like(reward, t % 200)))
+        count, _ = write(rows, count, zero, row[:, :, None])
+        if t % 200 == 199: theta, speed = first(draw(g['reset'], 'uniform', 1, 2))
+        if t < random: continue
+        number = pick_rows(draw(g['vae'], 'uniform', 1, 128), *kept(count, most))
+        batch = from_rows(gather_rows(rows, zero, number)[:, 0], 3, 1)
+        nets, opt, _ = step(nets, opt, batch, draw(g['vae'], 'normal', 128, noise), t)
+        if t % 500 == 499:
+            with torch.no_grad(): value = greedy_return(lambda obs: act(nets, obs, None))
+            if value > wanted: return t + 1
+    return most
+
+# Frames of plain loops with the settings of CleanRL's sac_continuous_action.py and td3_continuous_action.py, written independently, on gymnasium's
+# Pendulum-v1 until the mean greedy return of ten starts is above -200; measured once, FIRST_SEEDS
+REFERENCE = dict(sac=6000, td3=27_000)
+
+def sac_act(nets, obs, u):
+    mean, log_std = actor_outputs(nets['actor'], obs)
+    return torch.tanh(mean) if u is None else squashed(mean, log_std, u)[0]
+
+@pytest.mark.slow
+@pytest.mark.parametrize('bootstrap', ['value', 'twin'])
+def test_sac_swings_up_a_pendulum(bootstrap):
+    cfg = SAC(bootstrap, (64, 64), rl_lr=1e-3, reward_scale=1., tau=.01)
+    nets = init_sac(cfg, generators([0])['init'], 3, 1)
+    def step(nets, opt, batch, u, t): return sac_step(cfg, nets, opt, batch, u)
+    assert frames_until(-200, nets, init_sac_moments(nets), sac_act, step, 2) <= 1.5*REFERENCE['sac']
+
+@pytest.mark.slow
+def test_td3_swings_up_a_pendulum():
+    cfg = TD3((64, 64), rl_lr=1e-3, tau=.01)
+    nets = init_td3(cfg, generators([0])['init'], 3, 1)
+    def act(nets, obs, u): return td3_action(nets['actor'], obs, None if u is None else cfg.explore_std*u)
+    def step(nets, opt, batch, u, t): return td3_step(cfg, nets, opt, batch, u, t % cfg.delay == 0)
+    opt = {k: init_moments(nets[k]) for k in ('actor', 'twin')}
+    assert frames_until(-200, nets, opt, act, step, 1) <= 1.5*REFERENCE['td3']
+
+
+# PEARL
+
+SMALL = dict(workers=2, chunk=90, prior_steps=30, initial_steps=30, replay_size=600, updates=2, meta_batch=2, context_batch=5, task_batch=6, hidden=(8, 8),
+             context_layers=(8,))
+
+@pytest.mark.parametrize('world', presets.ROBOT_WORLDS)
+def test_a_checkpoint_with_full_reduced_buffers_is_small(world, tmp_path):
+    "Under 64 MB a seed"
+    w, cfg, gens = presets.make_world(world), presets.preset(world, 'pearl', 'reduced'), generators([0])
+    state = pearl.init(cfg, w, gens)
+    state['buffer']['rows'].fill_(1.5)
+    path = save_checkpoint(tmp_path, Progress([0], state, 7), gens, None)
+    assert (path/'seed-0.pt').stat().st_size < 64e6
+
+@pytest.mark.parametrize('world', ['gridworld', 'gridworld-extrapolation'])
+def test_a_gridworld_is_refused_in_one_line(world, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: main(['train', world, '--method', 'pearl', '--out', str(tmp_path/'run')])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and not (tmp_path/'run').exists()
+    assert err.strip() == f'ldm: method is pearl: {world} has discrete actions, PEARL needs continuous ones, as in cheetah-vel'
+
+def test_finite_lists_of_training_tasks():
+    "Drawn once for each seed, from the training tasks; the four directions are a list already"
+    for world, n in (('cheetah-vel', 100), ('ant-goal', 150), ('ant-dir', 4)):
+        w = presets.make_world(world)
+        cfg = override(presets.preset(world, 'pearl'), replay_size=5000, hidden=(8,), context_layers=(8,))
+        a, b, again = (pearl.init(cfg, w, generators([s]))['buffer']['tasks'] for s in (0, 1, 0))
+        assert a.shape[1] == n and w.family.splits['train'].contains(a).all() and torch.equal(a, again)
+        assert torch.equal(a, b) == (world == 'ant-dir')
+
+def test_ants_that_fall_go_on_in_the_same_task():
+    "Deaths are terminal, and no step joins two episodes"
+    w = presets.make_world('ant-dir', horizon=60)
+    cfg = override(presets.preset('ant-dir', 'pearl'), **SMALL | dict(chunk=180, prior_steps=60, initial_steps=60))
+    gens = generators([3, 7])
+    state = pearl.init(cfg, w, gens)
+    exp = pearl.collect(cfg, w, state, pearl.draw_noise(cfg, w, gens, 0))
+    x = from_rows(exp.rows, w.obs_dim, w.action_dim)
+    begins = x.step[:, :, 1:] == 0
+    assert torch.equal(x.obs[:, :, 1:][~begins], x.after[:, :, :-1][~begins])
+    assert ((x.obs[:, :, 1:] != x.after[:, :, :-1]).any(-1) | ~begins).all()
+    assert not x.died[:, :, :-1][~begins].any()
+
+def test_the_third_episode_is_scored(tmp_path, capsys):
+    "A run of two seeds by the command line: records of three episodes, then its evaluation"
+    run, options = tmp_path/'run', '--workers 2 --chunk 400 --prior-steps 200 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --train-tasks 2'
+    def ldm(*argv):
+        with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
+        assert e.value.code == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+    ldm('train', 'cheetah-vel', '--method', 'pearl', '--preset', 'reduced', '--seeds', '3,7', '--frames', 1600, '--hidden', 8, *options.split(), '--out', run)
+    rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]
+    assert rows[-1]['episodes'] == 3 and len(rows[-1]['per_task']) == 7 and len(rows[-1]['per_task'][0]) == 3
+    assert 'return, episode 3' in ldm('evaluate', run)
+    assert 'cheetah-vel-pearl-tiny' in ldm('record', run, '--data', tmp_path/'data', '--variant', 'tiny')
