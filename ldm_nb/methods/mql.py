@@ -520,4 +520,5 @@ def check(
         raise BadInput(f'replay_size is {cfg.replay_size}: it must hold an iteration, {cfg.workers*T} steps')
 
 STAGES = dict(rl=Stage(update, ('actor', 'twin', 'slow_actor', 'slow_twin')))
-METHOD = Method('mql', MQL, init, draw_noise, collect, update, agent, check=check, test_episodes=11, stages=STAGES)
+METHOD = Method('mql', MQL, init, draw_noise, collect, update, agent, check=check, test_episodes=11, stages=STAGES,
+                replays=True)

@@ -34,6 +34,7 @@ class Method(NamedTuple):
         # rollout of imagined tasks, which uses the networks of the last stage; None: one process
     network:Callable = None # cfg, state -> encoder, decoder, settings of the latent dynamics network; for figures
     mixtures:Callable = None # cfg, world, state, gens, count -> tasks, weights, latents of imagined tasks; for figures
+    replays:bool = False # does the agent adapt with the buffer of training? From weights alone it does not adapt
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200005
 class Stage(NamedTuple):
