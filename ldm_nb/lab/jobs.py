@@ -300,7 +300,7 @@ def evaluate_job(
 )->dict: # returns [S,K,N], reached [S,K,N] bool
     "Evaluate a job: play every task of every split with greedy actions"
     agent = job.method.agent(job.cfg, job.progress.state, True)
-    if not adapts(job): agent = replace(agent, between=None)
+    if not adapts(job): agent = replace(agent, between=agent.briefly)
     return outcome(job.tested, evaluate(job.tested, agent, job.gens['eval']))
 
 def adapts(
