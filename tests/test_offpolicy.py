@@ -1,5 +1,5 @@
 """Off-policy methods: SAC and TD3 swing up a pendulum within the frames that independent loops need, PEARL's buffers and records."""
-import json, math
+import json, math, time
 
 import gymnasium
 import numpy as np
@@ -69,20 +69,21 @@ def frames_until(wanted, nets, opt, act, step, noise, seed=0, random=1000, most=
         if t % 500 == 499:
             with torch.no_grad(): value = greedy_return(lambda obs: act(nets, obs, None))
             if value > wanted: return t + 1
-    return most
+    return math.inf
 
-# Frames of plain loops with the settings of CleanRL's sac_continuous_action.py and td3_continuous_action.py, written independently, on gymnasium's
-# Pendulum-v1 until the mean greedy return of ten starts is above -200; measured once, FIRST_SEEDS
-REFERENCE = dict(sac=6000, td3=27_000)
+# Frames of plain loops, written independently, with the settings of CleanRL's sac_continuous_action.py and td3_continuous_action.py (which begin with
+# 5000 and 25,000 random steps), on gymnasium's Pendulum-v1 until the mean greedy return of ten starts, looked at every 500 frames, is above -200;
+# measured once, seed 1
+REFERENCE = dict(sac=8000, td3=31_000)
 
 def sac_act(nets, obs, u):
     mean, log_std = actor_outputs(nets['actor'], obs)
     return torch.tanh(mean) if u is None else squashed(mean, log_std, u)[0]
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bootstrap', ['value', 'twin'])
-def test_sac_swings_up_a_pendulum(bootstrap):
-    cfg = SAC(bootstrap, (64, 64), rl_lr=1e-3, reward_scale=1., tau=.01)
+@pytest.mark.parametrize('bootstrap,rate', [('value', 2), ('twin', 1)])
+def test_sac_swings_up_a_pendulum(bootstrap, rate):
+    cfg = SAC(bootstrap, (64, 64), rl_lr=rate*1e-3, reward_scale=1., tau=rate*.01)
     nets = init_sac(cfg, generators([0])['init'], 3, 1)
     def step(nets, opt, batch, u, t): return sac_step(cfg, nets, opt, batch, u)
     assert frames_until(-200, nets, init_sac_moments(nets), sac_act, step, 2) <= 1.5*REFERENCE['sac']
@@ -94,7 +95,7 @@ def test_td3_swings_up_a_pendulum():
     def act(nets, obs, u): return td3_action(nets['actor'], obs, None if u is None else cfg.explore_std*u)
     def step(nets, opt, batch, u, t): return td3_step(cfg, nets, opt, batch, u, t % cfg.delay == 0)
     opt = {k: init_moments(nets[k]) for k in ('actor', 'twin')}
-    assert frames_until(-200, nets, opt, act, step, 1) <= 1.5*REFERENCE['td3']
+    assert frames_until(-200, nets, opt, act, step, 1, most=20_000) <= 1.5*REFERENCE['td3']
 
 
 # PEARL
@@ -152,3 +153,18 @@ def test_the_third_episode_is_scored(tmp_path, capsys):
     assert rows[-1]['episodes'] == 3 and len(rows[-1]['per_task']) == 7 and len(rows[-1]['per_task'][0]) == 3
     assert 'return, episode 3' in ldm('evaluate', run)
     assert 'cheetah-vel-pearl-tiny' in ldm('record', run, '--data', tmp_path/'data', '--variant', 'tiny')
+
+@pytest.mark.slow
+def test_a_step_of_the_paper_takes_less_than_700_ms():
+    "Of processor time, on one thread: 16 tasks, context 100, batch 256, networks of 300"
+    w = presets.make_world('cheetah-vel')
+    cfg, gens = override(presets.preset('cheetah-vel', 'pearl'), replay_size=5000, updates=4), generators([0])
+    state = pearl.init(cfg, w, gens)
+    state['buffer']['rows'].normal_(generator=torch.Generator().manual_seed(0))
+    state['stats'] = dict(count=state['stats']['count'] + 5000, recent=state['stats']['recent'] + torch.tensor([0, 400]))
+    noise, params, opt, seconds = pearl.draw_noise(cfg, w, gens, 100)['learn'], state['params'], state['opt'], []
+    for i in range(4):
+        one, begun = {k: v[:, i] for k, v in noise.items()}, time.process_time()
+        params, opt, _ = pearl.pearl_step(cfg, params, opt, *pearl.draw_batch(cfg, state, one, (20, 6)), one)
+        seconds.append(time.process_time() - begun)
+    assert min(seconds) < .7

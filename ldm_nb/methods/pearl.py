@@ -173,7 +173,7 @@ def initial_iterations(
 )->int:
     "Iterations without updates at the beginning"
     K = cfg.train_tasks or len(world.family.splits[cfg.train_split].tasks)
-    return -(-K*cfg.initial_steps//(cfg.workers*cfg.chunk))
+    return -(-K*max(cfg.initial_steps, cfg.chunk)//(cfg.workers*cfg.chunk)) # each task is visited at least once
 
 # %% ../../nbs/methods/770_pearl.ipynb #77000016
 def episode_counts(
@@ -411,5 +411,5 @@ def check(
         raise BadInput(f'replay_size is {cfg.replay_size}: it must hold an iteration, {cfg.workers*cfg.chunk} steps')
     if cfg.sac.bootstrap != 'value': raise BadInput('bootstrap is twin: PEARL needs value')
 
-STAGES = dict(rl=Stage(update, ('encoder', 'actor', 'twin', 'value', 'slow')))
+STAGES = dict(update=Stage(update, ('encoder', 'actor', 'twin', 'value', 'slow')))
 METHOD = Method('pearl', PEARL, init, draw_noise, collect, update, agent, check=check, test_episodes=3, stages=STAGES)
