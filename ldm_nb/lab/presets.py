@@ -88,7 +88,7 @@ OFF_POLICY = { # method -> world -> setting -> value and its source
 OFF_POLICY_CPU = { # method -> setting -> value and its source, with `reduced` and `quick`
     'mql': with_source('ours: for a CPU', hidden=(128, 128), workers=4, updates=400, history=10, context_units=16,
         train_tasks=20, old_batch=256, replay_size=15_000),
-    'mier': with_source('ours: for a CPU', hidden=(128, 128), model_layers=(64, 64, 64), updates=500, meta_batch=4,
+    'mier': with_source('ours: for a CPU', hidden=(128, 128), model_layers=(64, 64, 64), meta_batch=4,
         task_batch=128, train_tasks=20, initial_steps=1000, rl_lr=1e-3, rl_updates=1000, replay_size=12_000,
         first_size=3_000)}
 
