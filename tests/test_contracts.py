@@ -166,7 +166,11 @@ WAYS = {  # world, settings
     'deaths': ('cliff', {}), 'a2c': ('cheetah-vel', A2C), 'cut': ('gridworld', PPO | dict(chunk=30, episode_end='cut', task_end='bootstrap'))}
 METHODS = [k for k, e in presets.METHODS.items() if not e.oracle and not presets.refusal('gridworld', k)]
 OWN = dict(pearl=dict(chunk=90, workers=2, prior_steps=30, initial_steps=30, replay_size=600, updates=2, meta_batch=2, context_batch=5, task_batch=6,
-                      hidden=(8, 8), context_layers=(8,), train_tasks=5))  # method -> settings of its own
+                      hidden=(8, 8), context_layers=(8,), train_tasks=5),
+           mql=dict(chunk=30, workers=2, initial_steps=30, replay_size=300, updates=2, rl_batch=8, history=4, context_units=8, hidden=(8,), new_updates=2, old_updates=2,
+                    old_batch=8, snapshot=30, explore_episodes=1, train_tasks=5),
+           mier=dict(chunk=90, workers=2, prior_steps=30, initial_steps=30, replay_size=600, first_size=200, updates=2, meta_batch=2, task_batch=6, hidden=(8, 8),
+                     model_layers=(8,), explore_episodes=1, model_updates=2, rl_updates=2, adapt_batch=8, real_steps=2, train_tasks=5))  # method -> settings of its own
 
 def cliff():
     "A corridor with an abyss at its left end"

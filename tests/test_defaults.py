@@ -62,9 +62,13 @@ def same(a, b):
 FIXED = dict(imagined_task='fixed', transitions=0, mixed='means')
 PEARL = dict(chunk=90, prior_steps=30, initial_steps=30, replay_size=600, updates=2, meta_batch=2, context_batch=5, task_batch=6, hidden=(8, 8),
              context_layers=(8,), train_tasks=5)
+MQL = dict(chunk=30, initial_steps=30, replay_size=300, updates=2, rl_batch=8, history=4, context_units=8, hidden=(8,), new_updates=2, old_updates=2, old_batch=8,
+           snapshot=30, explore_episodes=1, train_tasks=5)
+MIER = dict(chunk=90, prior_steps=30, initial_steps=30, replay_size=600, first_size=200, updates=2, meta_batch=2, task_batch=6, hidden=(8, 8), model_layers=(8,),
+            explore_episodes=1, model_updates=2, rl_updates=2, adapt_batch=8, real_steps=2, train_tasks=5)
 CASES = [*(('gridworld', m, {}) for m, e in METHODS.items() if not e.oracle and not refusal('gridworld', m)),
          ('gridworld', 'ldm', FIXED | dict(imagined_rewards='one-goal', counted='places')), ('gridworld', 'ldm', dict(imagined_rewards='drawn')),
-         ('cheetah-vel', 'ldm', {}), ('ant-goal', 'varibad', {}), ('ant-dir', 'mixreg', dict(average=.5)), ('cheetah-vel', 'pearl', PEARL)]
+         ('cheetah-vel', 'ldm', {}), ('ant-goal', 'varibad', {}), ('ant-dir', 'mixreg', dict(average=.5)), ('cheetah-vel', 'pearl', PEARL), ('cheetah-vel', 'mql', MQL), ('cheetah-vel', 'mier', MIER)]
 
 @cache
 def usual(i): return trained(made(*CASES[i][:2], **CASES[i][2]))

@@ -21,6 +21,8 @@ from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
 PEARL = '--workers 2 --chunk 400 --prior-steps 200 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 --train-tasks 2 --evaluate-every 1600'.split()
+OWN = dict(pearl=PEARL, mql='--workers 4 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --history 4 --hidden 8 --train-tasks 4 --explore-episodes 1 --new-updates 2 --old-updates 2 --old-batch 8 --evaluate-every 1600'.split(),
+           mier=[*PEARL, *'--first-size 400 --model-layers 8 --explore-episodes 1 --model-updates 2 --rl-updates 2 --adapt-batch 8 --real-steps 2 --task-batch 8'.split()])
 STEP = ['--workers', '8', '--rollouts', '4'] # eight tasks of four rollouts, 1,920 frames in two stages
 MORE = dict(ldm=QUICK, emaml=STEP, promp=STEP) # method -> options that make it small; a new method is tested by being in METHODS
 FRAMES, N = 8*1920, 8
@@ -39,15 +41,15 @@ def ldm(capsys, *argv):
 
 # Every world and method, later ones too: beside all methods of the gridworld, one method of each other kind of world; the others are slow tests
 GRID = [m for m, e in METHODS.items() if not e.oracle and not refusal('gridworld', m)]
-FAST = {*(('gridworld', m) for m in GRID), ('cheetah-vel', 'pearl'), ('gridworld-extrapolation', 'rl2'), ('cheetah-vel', 'ldm')}
+FAST = {*(('gridworld', m) for m in GRID), ('cheetah-vel', 'pearl'), ('cheetah-vel', 'mql'), ('cheetah-vel', 'mier'), ('gridworld-extrapolation', 'rl2'), ('cheetah-vel', 'ldm')}
 CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-{m}'), *[pytest.mark.slow]*((w, m) not in FAST)])
          for w in WORLDS for m in METHODS if not refusal(w, m)]
 
 def smaller(world, method):
     "Options that make a run small, a robot's iterations 800 frames"
     if world not in ROBOT_WORLDS: return MORE.get(method, [])
-    if method == 'pearl': return PEARL
     if method in ('emaml', 'promp'): return ['--workers', '2', '--rollouts', '4', '--horizon', '100']
+    if method in OWN: return OWN[method]
     own = [*QUICK, '--buffer-size', '20'] if method[:3] in ('ldm', 'var') else []
     return ['--workers', '4', '--minibatches', '2', *own, *['--mixture-workers', '1']*(method == 'ldm')]
 

@@ -1,5 +1,5 @@
 """Off-policy methods: SAC and TD3 swing up a pendulum within the frames that independent loops need, PEARL's buffers and records."""
-import json, math, time
+import dataclasses, json, math, shutil, time
 
 import gymnasium
 import numpy as np
@@ -12,10 +12,12 @@ from ldm_nb.core.optimisers import init_moments
 from ldm_nb.lab import presets
 from ldm_nb.lab.checkpoints import save_checkpoint
 from ldm_nb.lab.cli import main
-from ldm_nb.methods import pearl
+from ldm_nb.methods import mier, mql, pearl
 from ldm_nb.methods.replay import Transition, empty_replay, from_rows, gather_rows, kept, pick_rows, row_size, to_rows, write
 from ldm_nb.methods.sac import SAC, actor_outputs, init_sac, init_sac_moments, sac_step, squashed
 from ldm_nb.methods.td3 import TD3, init_td3, td3_action, td3_step
+from ldm_nb.evaluation.evaluate import with_episodes
+from ldm_nb.training.rollout import rollout, scan
 from ldm_nb.training.trainer import Progress, train
 
 
@@ -168,3 +170,93 @@ def test_a_step_of_the_paper_takes_less_than_700_ms():
         params, opt, _ = pearl.pearl_step(cfg, params, opt, *pearl.draw_batch(cfg, state, one, (20, 6)), one)
         seconds.append(time.process_time() - begun)
     assert min(seconds) < .7
+
+
+# MQL and MIER
+
+TINY = dict(mql='--workers 2 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --hidden 8 --train-tasks 2 --history 4 --new-updates 2 --old-updates 2 --old-batch 8',
+            mier='--workers 2 --chunk 400 --initial-steps 400 --replay-size 1200 --first-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 '
+                 '--model-layers 8 --train-tasks 2 --model-updates 2 --rl-updates 2 --adapt-batch 8 --real-steps 2')
+
+@pytest.mark.parametrize('method', TINY)
+@pytest.mark.parametrize('world', presets.ROBOT_WORLDS)
+def test_reduced_buffers_of_both_are_small(world, method, tmp_path):
+    "Under 64 MB a seed, also in a checkpoint; the settings fit the world"
+    w, cfg = presets.make_world(world), presets.preset(world, method, 'reduced')
+    presets.check(cfg, w, presets.method_of(w, method))
+    state = presets.method_of(w, method).init(cfg, w, generators([0]))
+    for k in ('rows', 'first'):
+        if k in state['buffer']: state['buffer'][k].fill_(1.5)
+    path = save_checkpoint(tmp_path, Progress([0], state, 7), generators([0]), None)
+    assert (path/'seed-0.pt').stat().st_size < 64e6
+
+@pytest.mark.parametrize('method', TINY)
+def test_both_are_refused_on_a_gridworld_in_one_line(method, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: main(['train', 'gridworld', '--method', method, '--out', str(tmp_path/'run')])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and not (tmp_path/'run').exists()
+    assert err.strip() == f'ldm: method is {method}: gridworld has discrete actions, {method.upper()} needs continuous ones, as in cheetah-vel'
+
+@pytest.mark.parametrize('method', TINY)
+def test_adaptation_in_the_last_evaluation(method, tmp_path, capsys):
+    "The record says which evaluation adapted; an evaluation of the run adapts too, of its weights alone it does not"
+    run, episodes = tmp_path/'run', dict(mql=11, mier=3)[method]
+    def ldm(*argv):
+        with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
+        assert e.value.code == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+    ldm('train', 'cheetah-vel', '--method', method, '--seeds', '3', '--frames', 2400, *TINY[method].split(), '--evaluate-every', 1200, '--out', run)
+    rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]
+    assert [r.get('adapted', True) for r in rows] == [False]*(len(rows) - 1) + [True] and len(rows[-1]['per_task'][0]) == episodes
+    world, agent = presets.load_agent(run, 3)
+    assert world.episodes == episodes and agent.between and agent.briefly is None or method == 'mier'
+    with_buffer = ldm('evaluate', run)
+    assert f'return, episode {episodes}' in with_buffer
+    for folder in run.glob('checkpoint-*'): shutil.rmtree(folder)
+    assert ldm('evaluate', run) != with_buffer
+    assert presets.load_agent(run, 3)[1].between is None or method == 'mier'
+    assert 'cheetah-vel-' + method in ldm('record', run, '--data', tmp_path/'data', '--variant', 'tiny')
+
+@pytest.mark.parametrize('method', TINY)
+def test_a_test_task_leaves_no_trace(method):
+    "A task is played alone as beside others; networks, buffer and statistics keep their bits"
+    m, w = dict(mql=mql, mier=mier)[method], presets.make_world('cheetah-vel', horizon=20)
+    small = dict(mql=dict(chunk=20, workers=2, initial_steps=20, train_tasks=2, replay_size=200, updates=2, rl_batch=8, history=4, context_units=8, hidden=(8,),
+                          explore_episodes=1, new_updates=2, old_updates=2, old_batch=8, snapshot=20),
+                 mier=dict(chunk=40, workers=2, prior_steps=20, initial_steps=40, train_tasks=2, replay_size=200, first_size=100, updates=2, meta_batch=2,
+                           task_batch=8, hidden=(8,), model_layers=(8,), explore_episodes=1, model_updates=2, rl_updates=2, adapt_batch=8, real_steps=2))[method]
+    cfg, gens = override(presets.preset('cheetah-vel', method), **small), generators([3, 7])
+    state = m.init(cfg, w, gens)
+    for i in range(2):
+        noise = m.draw_noise(cfg, w, gens, i)
+        state, _ = m.update(cfg, w, state, m.collect(cfg, w, state, noise), noise, i)
+    before, agent = {k: v.clone() for k, v in flat(state).items()}, m.agent(cfg, state, True)
+    T, task = 40, torch.tensor([.25, 3.25, 1.75]).expand(2, -1)[..., None]
+    u, reset, noise = torch.randn(2, T, 3, 6), torch.rand(2, T + 1, 3, w.reset_noise), torch.rand(2, 2, 3)
+    with torch.no_grad(): whole = rollout(w, agent, task, u, reset, noise=dict(episode=noise))
+    for k, v in flat(state).items(): assert torch.equal(v, before[k]), k
+    for b in range(3):
+        one = rollout(w, agent, task[:, b:b+1], u[:, :, b:b+1], reset[:, :, b:b+1], noise=dict(episode=noise[:, :, b:b+1]))
+        assert torch.allclose(one.true_reward[:, :, 0], whole.true_reward[:, :, b], atol=1e-2)
+    plain = rollout(w, dataclasses.replace(agent, between=None), task, u, reset, noise=dict(episode=noise))
+    assert torch.equal(plain.action[:, :20], whole.action[:, :20]) and not torch.equal(plain.action[:, 20:], whole.action[:, 20:])
+
+def test_an_ant_that_falls_adapts_when_its_episodes_are_over():
+    "Workers whose episodes end at different times adapt alone, each with its own steps"
+    w = presets.make_world('ant-dir', horizon=40)
+    cfg = override(presets.preset('ant-dir', 'mql'), chunk=40, workers=2, initial_steps=40, replay_size=400, updates=2, rl_batch=8, history=4, context_units=8,
+                   hidden=(8,), explore_episodes=2, new_updates=1, old_updates=1, old_batch=8, snapshot=20)
+    gens = generators([3])
+    state = mql.init(cfg, w, gens)
+    for i in range(3):
+        noise = mql.draw_noise(cfg, w, gens, i)
+        state, _ = mql.update(cfg, w, state, mql.collect(cfg, w, state, noise), noise, i)
+    agent, tested = mql.agent(cfg, state, True), with_episodes(w, 3)
+    B, T = 4, tested.steps
+    noise, reset = dict(episode=torch.rand(1, 3, B)), torch.rand(1, T + 1, B, w.reset_noise)
+    memories = [s.memory for s in scan(tested, agent, torch.zeros(1, B, 1), torch.zeros(1, T, B, 6), reset, noise=noise)]
+    starts = flat(memories[0]['actor'])['net.0.w']
+    changed = torch.stack([(flat(m['actor'])['net.0.w'] != starts).flatten(2).any(-1)[0] for m in memories])
+    assert changed[-1].all() and not changed[40].any()
+    counts = torch.stack([m['count'][0] for m in memories])
+    assert (counts[-1] <= 80).all() and (counts.diff(dim=0) >= 0).all()

@@ -20,7 +20,11 @@ from ldm_nb.training.trainer import Diverged, Progress, train
 
 SMALL = dict(rollouts=4, posteriors=6, transitions=5, vae_batch=3, buffer_size=20, workers=6, chunk=30, vae_updates=1, minibatches=2, mixture_workers=2)
 OWN = dict(pearl=dict(chunk=90, workers=2, prior_steps=30, initial_steps=30, replay_size=600, updates=2, meta_batch=2, context_batch=5, task_batch=6,
-                      hidden=(8, 8), context_layers=(8,)))  # method -> settings of its own
+                      hidden=(8, 8), context_layers=(8,)),
+           mql=dict(chunk=30, workers=2, initial_steps=30, replay_size=300, updates=2, rl_batch=8, history=4, context_units=8, hidden=(8,), new_updates=2, old_updates=2,
+                    old_batch=8, snapshot=30, explore_episodes=1),
+           mier=dict(chunk=90, workers=2, prior_steps=30, initial_steps=30, replay_size=600, first_size=200, updates=2, meta_batch=2, task_batch=6, hidden=(8, 8),
+                     model_layers=(8,), explore_episodes=1, model_updates=2, rl_updates=2, adapt_batch=8, real_steps=2))  # method -> settings of its own
 
 
 def made(world, method, name='paper', **changes):

@@ -15,7 +15,7 @@ from ..core.settings import override, rules, with_source, settings, sources
 from ..worlds.tasks import World
 from ..worlds.registry import NoSuch, add_entry, failure, first_line, imported, make_world, options_of
 from ..training.trainer import Method
-from ..methods import emaml, mixreg, one_goal, pearl, promp, rl2, varibad
+from ..methods import emaml, mier, mixreg, mql, one_goal, pearl, promp, rl2, varibad
 from .options import Train, options_of as options_of_command
 
 # %% ../../nbs/lab/870_entries.ipynb #87019007
@@ -34,6 +34,8 @@ METHODS = {
     'emaml': Entry(emaml.METHOD, 'one gradient step adapts a policy; natural-gradient training (Stadie et al. 2018)'),
     'promp': Entry(promp.METHOD, 'one gradient step adapts a policy; clipped ratios (Rothfuss et al. 2019)'),
     'pearl': Entry(pearl.METHOD, 'off-policy: acts on guesses of the task from a posterior (Rakelly et al. 2019)'),
+    'mql': Entry(mql.METHOD, 'off-policy: TD3 that learns on in a test task, also from old steps (Fakoor et al. 2020)'),
+    'mier': Entry(mier.METHOD, 'off-policy: a model of rewards infers tasks and relabels steps (Mendonca et al. 2020)'),
     'rl2-oracle': Entry(rl2.METHOD, 'rl2 trained on all tasks, test tasks included', True),
     'varibad-oracle': Entry(varibad.METHOD, 'varibad trained on all tasks, test tasks included', True)}
 

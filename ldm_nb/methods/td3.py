@@ -6,6 +6,7 @@
 __all__ = ['TD3', 'init_td3', 'td3_action', 'td3_next_value', 'td3_actor_loss', 'proximal', 'td3_step']
 
 # %% ../../nbs/methods/765_td3.ipynb #76500004
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -59,10 +60,12 @@ def td3_next_value(
     nets:dict, # networks
     after:Tensor, # [S,n,X] inputs of the next states
     u:Tensor, # [S,n,A] standard normal noise
+    see:Callable=lambda p, x: (p, x), # how a network reads its inputs, see `td3_step`
 )->Tensor: # [S,n]
     "Value of the next state: the smaller slow critic at a perturbed action"
     noise = (cfg.target_std*u).clamp(-cfg.target_clip, cfg.target_clip)
-    return twin(nets['slow_twin'], after, td3_action(nets['slow_actor'], after, noise)).amin(1)
+    action = td3_action(*see(nets['slow_actor'], after), noise)
+    return twin(*see(nets['slow_twin'], after), action).amin(1)
 
 # %% ../../nbs/methods/765_td3.ipynb #76500030
 def td3_actor_loss(
@@ -70,9 +73,10 @@ def td3_actor_loss(
     critics:dict, # parameters of the critics
     x:Tensor, # [S,n,X]
     weight:Tensor=None, # [S,n] weight of each step; None: all 1
+    see:Callable=lambda p, x: (p, x), # how a network reads its inputs, see `td3_step`
 )->Tensor: # [S]
     "Minus the first critic's value of the actor's actions"
-    q = twin(critics, x, td3_action(actor, x))[:, 0]
+    q = twin(*see(critics, x), td3_action(*see(actor, x)))[:, 0]
     return -(q if weight is None else q*weight).mean(1)
 
 # %% ../../nbs/methods/765_td3.ipynb #76500010
@@ -94,18 +98,20 @@ def td3_step(
     u:Tensor, # [S,n,A] standard normal noise of the next actions
     delayed:bool=True, # is it the turn of the actor and the slow networks?
     weight:Tensor=None, # [S,n] weight of each step; None: all 1
-    pull:float=0., # weight of the proximal term
+    pull:float=0., # weight of the proximal term: a number, or [S]
     centre:dict=None, # actor, twin: parameters to which the proximal term pulls
+    see:Callable=lambda p, x: (p, x), # parameters of a network, x -> parameters of its MLP, inputs of it [S,n,X]
 )->tuple: # networks, optimiser moments, losses (name -> [S])
     "A step of the critics, and perhaps of the other networks"
-    def near(name, p): return pull*proximal(p, centre[name]) if pull else 0.
+    def near(name, p): return 0. if centre is None else pull*proximal(p, centre[name])
     nets, opt, learning = dict(nets), dict(opt), leaf({k: nets[k] for k in ('actor', 'twin')})
-    target = critic_target(cfg, batch, td3_next_value(cfg, nets, batch.after, u))
-    loss = critic_loss(twin(learning['twin'], batch.obs, batch.action), target, weight) + near('twin', learning['twin'])
+    target = critic_target(cfg, batch, td3_next_value(cfg, nets, batch.after, u, see))
+    q = twin(*see(learning['twin'], batch.obs), batch.action)
+    loss = critic_loss(q, target, weight) + near('twin', learning['twin'])
     nets['twin'], opt['twin'] = adam(nets['twin'], gradients(loss, learning['twin']), opt['twin'], cfg.rl_lr)
     losses = dict(critic=loss.detach())
     if not delayed: return nets, opt, losses
-    loss = td3_actor_loss(learning['actor'], nets['twin'], batch.obs, weight) + near('actor', learning['actor'])
+    loss = td3_actor_loss(learning['actor'], nets['twin'], batch.obs, weight, see) + near('actor', learning['actor'])
     nets['actor'], opt['actor'] = adam(nets['actor'], gradients(loss, learning['actor']), opt['actor'], cfg.rl_lr)
     for k in ('actor', 'twin'): nets[f'slow_{k}'] = polyak(nets[f'slow_{k}'], nets[k], 1 - cfg.tau)
     return nets, opt, losses | dict(actor=loss.detach())

@@ -147,6 +147,7 @@ class Agent(Remade):
     observe:Callable # memory, obs [S,B,O+1], action, reward [S,B] -> memory
     noise:Noise = Noise() # noise that the agent needs
     between:Callable = None # memory, an Episode, noise [S,B,...] or None -> memory, after an episode; None: no change
+    briefly:Callable = None # like `between`, for evaluations without an adaptation that takes long; None: no change
     imagine:Callable = None # n, seed -> World of n imagined tasks; only for an agent that was loaded from a run
 
     def __reduce__(self): return copy_tensors(super().__reduce__())

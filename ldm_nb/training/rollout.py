@@ -107,6 +107,7 @@ class Episode(NamedTuple):
     valid:Tensor # [S,H,B] bool, the step belongs to the same episode as the last step; a task that began less than H
         # steps ago has its first step several times, and only the last of them is valid
     index:Tensor # [S,B] number of the episode within its task, from 0
+    ended:Tensor # [S,B] bool, the episode has ended with the last step, and the task goes on
 
 # %% ../../nbs/training/500_rollout.ipynb #8e7353dd
 def adapted_memory(
@@ -124,7 +125,7 @@ def adapted_memory(
     more = world.horizon - len(steps)
     rows = ((s.obs, s.seen.obs, s.action, s.reward, (s.trial.episode == index) & (i >= more))
             for i, s in enumerate([steps[0]]*more + steps))
-    e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index)
+    e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index, which)
     if noise is not None:
         i = index.reshape(len(index), 1, -1, *[1]*(noise.dim() - 3)).expand(-1, 1, -1, *noise.shape[3:])
         noise = noise.gather(1, i.clamp(max=noise.shape[1] - 1))[:, 0]

@@ -36,6 +36,7 @@ class Method(NamedTuple):
     mixtures:Callable = None # cfg, world, state, gens, count -> tasks, weights, latents of imagined tasks; for figures
     worlds:Callable = None # cfg, world, state, latents [n,D] of imagined tasks, gens -> World of these tasks, or None:
         # the rewards are those that the decoder expects
+    replays:bool = False # does the agent adapt with the buffer of training? From weights alone it does not adapt
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200005
 class Stage(NamedTuple):
