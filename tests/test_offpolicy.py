@@ -19,6 +19,7 @@ from ldm_nb.methods.td3 import TD3, init_td3, td3_action, td3_step
 from ldm_nb.evaluation.evaluate import with_episodes
 from ldm_nb.training.rollout import rollout, scan
 from ldm_nb.training.trainer import Progress, train
+from ldm_nb.worlds.registry import OURS, make_world
 
 
 # A pendulum: the dynamics of gymnasium's Pendulum-v1, as tensors [S,B]
@@ -260,3 +261,10 @@ def test_an_ant_that_falls_adapts_when_its_episodes_are_over():
     assert changed[-1].all() and not changed[40].any()
     counts = torch.stack([m['count'][0] for m in memories])
     assert (counts[-1] <= 80).all() and (counts.diff(dim=0) >= 0).all()
+
+@pytest.mark.parametrize('method', presets.METHODS)
+def test_every_preset_fits(method):
+    "Every preset of every method can begin in each of our worlds that the method accepts"
+    for world in OURS:
+        if presets.refusal(world, method): continue
+        for name in presets.presets_of(world): presets.check(presets.preset(world, method, name), make_world(world), presets.method_of(world, method))

@@ -61,7 +61,7 @@ PEARL_CPU = with_source('ours: for a CPU', hidden=(128, 128), context_layers=(12
 PEARL_DISK = { # world -> setting -> value and its source
     'ant-dir': with_source('ours: the four directions', train_tasks=0)
         | with_source('ours: for the disk', replay_size=55_000),
-    'ant-goal': with_source('ours: for the disk', replay_size=3_000)}
+    'ant-goal': with_source('ours: for the disk', workers=3, replay_size=3_000)}
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0061
 OFF_POLICY = { # method -> world -> setting -> value and its source
