@@ -22,6 +22,7 @@ RUNS = {  # world -> row -> method and options; a row for each way that numbers 
                   'ldm of the release': '--preset release', 'ldm with one goal': '--preset one-goal', 'ldm with some pairs': SOME},
     'cheetah-vel': {'rl2': SMALL, 'varibad': f'{SMALL} {VAE} {SOME}', 'ldm': f'{SMALL} {VAE} --mixture-workers 1', 'mixreg': SMALL,
                     'rl2-oracle': SMALL, 'varibad-oracle': f'{SMALL} {VAE}'}}
+NEW = {('gridworld', m): ['--encoder-clip', 'sum'] for m in ('varibad', 'varibad-oracle')}  # what the base did, which is no longer the default
 METHODS = list(dict.fromkeys(row.split()[0] for rows in RUNS.values() for row in rows))  # those that the base has
 FRAMES = {'gridworld': 16*120, 'cheetah-vel': 4*200}  # of an iteration
 
@@ -35,7 +36,7 @@ def unpack(commit, to):
 def train(tree, world, row, iterations, out):
     "A short run with the package of `tree`; its error text, empty if it is well"
     argv = ['train', world, '--method', row.split()[0], '--seeds', '0:2', '--frames', str(iterations*FRAMES[world]), '--threads', '1',
-            '--out', str(out), *RUNS[world][row].split()]
+            '--out', str(out), *RUNS[world][row].split(), *(NEW.get((world, row), []) if tree == ROOT else [])]
     cli = 'ldm_nb.lab.cli' if (tree/'ldm_nb/lab').exists() else 'ldm_nb.cli'
     r = subprocess.run([sys.executable, '-c', f'from {cli} import main; main()', *argv], cwd=tree, capture_output=True, encoding='utf-8',
                        env=os.environ | dict(PYTHONPATH=str(tree), OMP_NUM_THREADS='1', PYTHONUTF8='1'))

@@ -34,7 +34,7 @@ START = 'theatre', 'tour/tour', 'recipes/tutorial', 'recipes/install'    # first
 ROOMS = 'core', 'worlds', 'belief', 'policy', 'training', 'evaluation', 'methods', 'lab'  # of the engine room
 FIRST = 'results/what-generalises', 'results/why', 'results/gridworld', 'results/locomotion'
 HOW_TO = ('recipes/world', 'recipes/method', 'recipes/sweep', 'recipes/pandas', 'recipes/gymnasium', 'recipes/imagined', 'recipes/trackers',
-          'recipes/questions', 'recipes/weights')
+          'recipes/cluster', 'recipes/plan', 'recipes/questions', 'recipes/weights')
 OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout', 'results/imagined-tasks'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
 SHOWN = {  # label in the belief theatre -> networks of data/weights
