@@ -53,6 +53,7 @@ def same_records(file, whole, name):
 
 def test_sweep_on_this_machine(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('COLUMNS', '200')
     sweep = ['sweep', 'gridworld', '--method', 'rl2', *SETS, '--seeds', '3:5', '--frames', '480', '--name', 'first']
     code, out, err = ldm(capsys, *sweep, '--on', 'local')
     assert code == 0, err

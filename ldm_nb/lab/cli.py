@@ -584,8 +584,8 @@ class Board:
 
     def __call__(self, text:str)->None: # `text`: Markdown
         "Show a text"
-        text = wrapped_text(text, columns())
         if self.terminal:
+            text = wrapped_text(text, columns())
             if time.monotonic() - self.drawn < self.every: return
             err.write(f'\x1b[{self.lines}F\x1b[J'*bool(self.lines) + text + '\n')
             self.lines, self.drawn = len(text.splitlines()), time.monotonic()
