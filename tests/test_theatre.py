@@ -101,7 +101,7 @@ def test_poses(tmp_path):
     "A pose that JavaScript reads is the recorded one, to a unit of 1/400 m or rad"
     _, robots = theatre_data({'LDM': 'cheetah-vel-ldm-reduced'})
     (tmp_path/'play.json').write_text(json.dumps(robots['plays'][1]))
-    script = f"const a = require({json.dumps(str(HERE/'theatre/robots.js'))}); console.log(JSON.stringify(a.poses(JSON.parse(require('fs').readFileSync({json.dumps(str(tmp_path/'play.json'))})), 9)))"
+    script = f"const a = require({json.dumps(str(HERE/'theatre/robots.js'))}); console.log(JSON.stringify(a.poses(JSON.parse(require('fs').readFileSync({json.dumps(str(tmp_path/'play.json'))})), 9, {robots['units']})))"
     theirs = json.loads(subprocess.run([NODE, '-e', script], capture_output=True, encoding='utf-8', check=True).stdout)
     assert len(theirs) == 202 and robots['plays'][1]['starts'] == [0, 101]
     assert abs(theirs[101][0]) < .2 < abs(theirs[100][0])  # the second episode begins at the start again

@@ -1,6 +1,6 @@
 // Recorded poses of robots, replayed on a canvas. `place` computes where the parts of a body are from joint angles, as MuJoCo does.
 'use strict';
-const RATE = 10, SCALE = 400, WANTED = '#111'; // poses a second; units of a stored number in a metre or radian
+const WANTED = '#111';                                                 // colour of what a task wants
 
 const turn = (q, v) => {                                                // rotate a vector by a unit quaternion
   const [w, x, y, z] = q, t = [2*(y*v[2] - z*v[1]), 2*(z*v[0] - x*v[2]), 2*(x*v[1] - y*v[0])];
@@ -29,14 +29,14 @@ function place(body, pose) {                                            // ends 
   return shapes;
 }
 
-function poses(play, width) {                                           // {data: base64 of int16} -> a list of poses
+function poses(play, width, units) {                                           // {data: base64 of int16} -> a list of poses
   const bytes = Uint8Array.from(atob(play.data), c => c.charCodeAt(0)), view = new DataView(bytes.buffer);
-  return Array.from({length: bytes.length/2/width}, (_, t) => Array.from({length: width}, (_, i) => view.getInt16(2*(t*width + i), true)/SCALE));
+  return Array.from({length: bytes.length/2/width}, (_, t) => Array.from({length: width}, (_, i) => view.getInt16(2*(t*width + i), true)/units));
 }
 
 function stage(ROBOTS, make, selector) {                                // the panel of the page: worlds, agents, tasks, canvases
   const WIDTH = 640, HEIGHT = 300, worlds = [...new Set(ROBOTS.plays.map(p => p.world))], now = {world: worlds[0], task: 0, t: 0, timer: 0};
-  const cache = new Map(), path = p => { if (!cache.has(p)) cache.set(p, poses(p, ROBOTS.bodies[p.body].width)); return cache.get(p); };
+  const cache = new Map(), path = p => { if (!cache.has(p)) cache.set(p, poses(p, ROBOTS.bodies[p.body].width, ROBOTS.units)); return cache.get(p); };
   const of = world => ROBOTS.plays.filter(p => p.world === world), agents = world => [...new Set(of(world).map(p => p.agent))];
   const chosen = agent => of(now.world).find(p => p.agent === agent && p.task === now.task);
   const tasks = () => [...new Map(of(now.world).map(p => [p.task, `${p.wanted} (${p.split})`]))];
@@ -79,7 +79,7 @@ function stage(ROBOTS, make, selector) {                                // the p
     for (const s of order) line(s[0], s[1], p.colour, 2*s[2]*metre);
     let text = `episode ${episode + 1}`;
     if (flat) {
-      const back = Math.max(first, t - 5), v = t > back ? (list[t][0] - list[back][0])*RATE/(t - back) : 0;
+      const back = Math.max(first, t - 5), v = t > back ? (list[t][0] - list[back][0])*ROBOTS.rate/(t - back) : 0;
       const left = middle[0] - 2.9;
       arrow([left, 0, 1.75], [left + .6*p.value[0], 0, 1.75], WANTED); arrow([left, 0, 1.5], [left + .6*v, 0, 1.5], p.colour);
       g.fillStyle = '#222'; g.textAlign = 'left'; g.font = '19px sans-serif';
@@ -94,13 +94,13 @@ function stage(ROBOTS, make, selector) {                                // the p
       draw(v.canvas, p, Math.min(now.t, last));
       v.text.textContent = `returns of the ${p.returns.length} episodes: ${p.returns.map(r => r.toFixed(0)).join(', ')} (standing still: ${p.standing.toFixed(0)})`;
     }
-    moment.textContent = ` ${(now.t/RATE).toFixed(1)} s`;
+    moment.textContent = ` ${(now.t/ROBOTS.rate).toFixed(1)} s`;
   }
   function stop() { clearInterval(now.timer); now.timer = 0; button.textContent = 'Play robots'; }
   function start() {
     if (now.t >= +slider.max) show(0);
     button.textContent = 'Pause';
-    now.timer = setInterval(() => now.t < +slider.max ? show(now.t + 1) : stop(), 1000/RATE);
+    now.timer = setInterval(() => now.t < +slider.max ? show(now.t + 1) : stop(), 1000/ROBOTS.rate);
   }
   function set(world, task) {
     stop();
