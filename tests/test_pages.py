@@ -1,5 +1,5 @@
 "Every page keeps the rules of layout, and the linter notices each breach of them."
-import re
+import ast, re
 
 import pytest
 import nb as editor
@@ -204,3 +204,17 @@ def test_closure_grows(tmp_path):
         (tmp_path/f).parent.mkdir(exist_ok=True)
         editor.save(editor.write(txt, editor.NEW), tmp_path/f'{f}.ipynb')
     assert [f.stem for f in closure(('methods.l', 'worlds.g'), tmp_path)] == ['000_a', '100_g', '700_l']
+
+def shown_value(cell):
+    "Does a cell end in a value to show: a name, a table or a figure?"
+    text = source(cell)
+    if cell['cell_type'] != 'code' or '#| slow' in text or re.search(r'^#\| (hide|export)$', text, re.M): return False
+    try: *_, last = ast.parse('\n'.join(l for l in text.splitlines() if l[:2] != '#|')).body
+    except (SyntaxError, ValueError): return False
+    value = getattr(last, 'value', None)
+    return isinstance(last, ast.Expr) and (isinstance(value, ast.Name) or isinstance(value, ast.Call) and getattr(value.func, 'id', '') == 'Markdown')
+
+@pytest.mark.parametrize('f', pages(), ids=lambda f: str(f.relative_to(NBS)))
+def test_outputs(f):
+    "No page has lost a table or a figure: a merge or an edit drops the outputs of a cell, and only a run brings them back"
+    assert not [c['id'] for c in cells(f) if shown_value(c) and not c['outputs']]
