@@ -66,7 +66,7 @@ def test_sweep_on_this_machine(tmp_path, capsys, monkeypatch):
     code, out, _ = ldm(capsys, 'status', '--every', '0')
     assert code == 0 and 'shares: 2 done' in out
     code, out, _ = ldm(capsys, 'sweep-report', 'first', '--out', 'report.svg')
-    assert code == 0 and '| 0.9 |' in out and (tmp_path/'report.svg').stat().st_size > 5000
+    assert code == 0 and ' 0.9 |' in out and (tmp_path/'report.svg').stat().st_size > 5000
     # another sweep of this name, and a second command while one works
     code, _, err = ldm(capsys, *sweep, '--seeds', '3:6')
     assert code == 2 and "another sweep called 'first' (other seeds)" in err and 'Traceback' not in err
