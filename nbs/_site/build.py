@@ -214,22 +214,24 @@ def convert(f, names):
             if image: meta |= dict(mystnb=meta.get('mystnb', {}) | dict(image=image))
             c.update(source=code(c), metadata=meta | dict(tags=tags))
         out.append(c)
-    return dict(cells=out, metadata=META, nbformat=4, nbformat_minor=5)
+    return dict(cells=out, metadata=META | described(f), nbformat=4, nbformat_minor=5)
 
 
-def head(f, nbs):
-    "Cells that only the site has, at a page's end: the description for search engines, and links to the notebook"
-    rel = f.relative_to(nbs).as_posix()
+def described(f):
+    "A page's description for search engines: the sentence below its title"
     lead = re.search(r'^> ?(.+)', source(next(c for c in cells(f) if c['cell_type'] == 'markdown')), re.M)
+    return dict(myst=dict(html_meta=dict(description=lead[1]))) if lead else {}
+
+def links(f, nbs):
+    "A cell that only the site has, at a page's end: links to the notebook"
+    rel = f.relative_to(nbs).as_posix()
     up = '../'*rel.count('/')
     at = f"{CFG['branch']}/{CFG['nbs_path']}/{rel}"
     links = {'Notebook': f'{up}notebooks/{rel}', 'Source': f"{CFG['git_url']}/blob/{at}",
              'Colab': f"https://colab.research.google.com/github/{CFG['user']}/{CFG['repo']}/blob/{at}",
              'Binder': f"https://mybinder.org/v2/gh/{CFG['user']}/{CFG['repo']}/{CFG['branch']}?labpath={CFG['nbs_path']}/{rel}"}
     row = ''.join(f'<a href="{u}"{" download" if k == "Notebook" else ""}>{k}</a>' for k, u in links.items())
-    about = f'```{{eval-rst}}\n.. meta::\n   :description: {lead[1]}\n```' if lead else ''
-    return [dict(cell_type='markdown', id=f'head-{i}', metadata={}, source=s)
-            for i, s in enumerate([about, f'<p class="page-links">{row}</p>']) if s]
+    return [dict(cell_type='markdown', id='links', metadata={}, source=f'<p class="page-links">{row}</p>')]
 
 
 def document(f, nbs): return (f.relative_to(nbs).parent/stem(f)).as_posix()  # what the site calls a page
@@ -269,7 +271,7 @@ def prepare(nbs, dst, theatre):
         doc = document(f, nbs)
         if doc in docs: raise ValueError(f'{docs[doc][0].name} and {f.name} would both become {doc}.html; rename one')
         docs[doc] = f, convert(f, names)
-        if doc != 'index': docs[doc][1]['cells'] += head(f, nbs)
+        if doc != 'index': docs[doc][1]['cells'] += links(f, nbs)
     if names.mods: (dst/'api.md').write_text(api(names), encoding='utf-8')
     if theatre: shutil.copyfile(THEATRE/'page.md', dst/'theatre.md')
     toc = '\n\n'.join(toctree(k, v) for k, v in sidebar(docs, [p.stem for p in dst.glob('*.md')]).items())
