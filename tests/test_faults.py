@@ -21,7 +21,7 @@ from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
 PEARL = '--workers 2 --chunk 400 --prior-steps 200 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 --train-tasks 2 --evaluate-every 1600'.split()
-OWN = dict(pearl=PEARL, mql='--workers 4 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --history 4 --hidden 8 --train-tasks 4 --explore-episodes 1 --new-updates 2 --old-updates 2 --old-batch 8 --evaluate-every 1600'.split(),
+OWN = dict(pearl=PEARL, mql='--horizon 100 --chunk 100 --workers 8 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --history 4 --hidden 8 --train-tasks 8 --explore-episodes 1 --new-updates 2 --old-updates 2 --old-batch 8 --evaluate-every 1600'.split(),
            mier=[*PEARL, *'--first-size 400 --model-layers 8 --explore-episodes 1 --model-updates 2 --rl-updates 2 --adapt-batch 8 --real-steps 2 --task-batch 8'.split()])
 STEP = ['--workers', '8', '--rollouts', '4'] # eight tasks of four rollouts, 1,920 frames in two stages
 MORE = dict(ldm=QUICK, emaml=STEP, promp=STEP) # method -> options that make it small; a new method is tested by being in METHODS
@@ -147,7 +147,7 @@ def when_killed():
             marks = [*case.marks, *[pytest.mark.slow]*(case.values[1] == 'cheetah-vel' and k > 0)]
             yield pytest.param(*case.values, moment, id=f'{case.id}-{moment}', marks=marks)
 
-@pytest.mark.parametrize('method,world,moment', when_killed())
+@pytest.mark.parametrize('method,world,moment', list(when_killed()))
 def test_killed(method, world, moment, whole, tmp_path, capsys):
     "SIGKILL, then resume: the same run to the last byte"
     patch, n = MOMENTS[moment]

@@ -175,7 +175,7 @@ def test_a_step_of_the_paper_takes_less_than_700_ms():
 
 # MQL and MIER
 
-TINY = dict(mql='--workers 2 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --hidden 8 --train-tasks 2 --history 4 --new-updates 2 --old-updates 2 --old-batch 8',
+TINY = dict(mql='--horizon 100 --chunk 100 --workers 4 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --hidden 8 --train-tasks 4 --history 4 --new-updates 2 --old-updates 2 --old-batch 8',
             mier='--workers 2 --chunk 400 --initial-steps 400 --replay-size 1200 --first-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 '
                  '--model-layers 8 --train-tasks 2 --model-updates 2 --rl-updates 2 --adapt-batch 8 --real-steps 2')
 

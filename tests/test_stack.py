@@ -21,7 +21,7 @@ WORLD = gridworld()
 METHODS = {k: e for k, e in ALL.items() if not refusal('gridworld', k)}
 SMALL = dict(posteriors=6, transitions=5, vae_batch=4, buffer_size=40, precollect=0)  # everything takes part from the start
 
-FEW = dict.fromkeys(('emaml', 'promp'), dict(workers=40))  # eight tasks of 20 rollouts
+FEW = dict.fromkeys(('emaml', 'promp'), dict(workers=8, rollouts=4))  # eight tasks of four rollouts; the paper's sizes with --slow
 
 
 def settings_of(method, name='paper', **changes):
@@ -38,9 +38,15 @@ def same(a, b):
     for k in a: assert torch.equal(a[k], b[k]), k
 
 
-@pytest.mark.parametrize('method,name', [(m, n) for m in METHODS for n in ('paper', 'release') if n == 'paper' or settings_of(m, n) != settings_of(m)])
-def test_seed_in_a_stack_is_the_seed_alone(method, name):
-    cfg = settings_of(method, name)
+def stacked():
+    "Every method and preset that differs; small, and with --slow as they are"
+    for m, n in [(m, n) for m in METHODS for n in ('paper', 'release') if n == 'paper' or settings_of(m, n) != settings_of(m)]:
+        yield pytest.param(m, n, FEW.get(m, {}), id=f'{m}-{n}')
+        if m in FEW: yield pytest.param(m, n, {}, id=f'{m}-{n}-whole', marks=pytest.mark.slow)
+
+@pytest.mark.parametrize('method,name,changes', list(stacked()))
+def test_seed_in_a_stack_is_the_seed_alone(method, name, changes):
+    cfg = settings_of(method, name, **changes)
     seen = {}
     alone, _ = run(method, cfg, [7], 5, tick=lambda p, m: seen.setdefault(p.iteration, m))
     def tick(p, m):
