@@ -55,6 +55,7 @@ RequeueExit=
 NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={p[2]} CPUs={cpus} RealMemory=1000
 NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={p[3]} CPUs={cpus} RealMemory=1000
 PartitionName=low Nodes=one,two Default=YES LLN=YES PriorityTier=1 GraceTime=60
+PartitionName=cancel Nodes=one,two PriorityTier=1 GraceTime=5 PreemptMode=CANCEL
 PartitionName=high Nodes=one,two PriorityTier=10 PreemptMode=OFF
 '''
 DBD = '''AuthType=auth/munge
@@ -75,12 +76,13 @@ LogFile={d}/slurmdbd.log
 
 class Slurm:
     "Starts everything; `stop` ends only what was started"
-    def __init__(self, folder, cpus=4):
+    def __init__(self, folder, cpus=4, warns=True): # warns: SIGUSR2 before a job is pre-empted, in place of SIGTERM alone
         self.d, self.started = Path(folder).absolute(), {}
         self.d.mkdir(parents=True, exist_ok=True)
         host, p = socket.gethostname().split('.')[0], free_ports(5)
         for name in ('state', 'munge', 'db', 'spool-one', 'spool-two'): (self.d/name).mkdir(exist_ok=True)
-        (self.d/'slurm.conf').write_text(SLURM.format(d=self.d, p=p, host=host, cpus=cpus).replace('RequeueExit=\n', ''))
+        (self.d/'slurm.conf').write_text(SLURM.format(d=self.d, p=p, host=host, cpus=cpus).replace('RequeueExit=\n', '')
+                                         .replace('SlurmctldParameters=preempt_send_user_signal\n'*(not warns) or 'no such line', ''))
         (self.d/'slurmdbd.conf').write_text(DBD.format(d=self.d, p=p)); (self.d/'slurmdbd.conf').chmod(0o600)
         self.env = dict(os.environ, SLURM_CONF=str(self.d/'slurm.conf'), PATH=os.environ['PATH'] + ':/usr/sbin:/usr/bin')
         try:

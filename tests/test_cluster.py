@@ -218,6 +218,29 @@ def test_slurm(tmp_path):
         assert 'NODE_FAIL' in jobs and 'REQUEUED' in jobs and jobs.count('COMPLETED') == 9 and 'FAILED' not in jobs.replace('NODE_FAIL', '')
     finally: slurm.stop()
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(slurm_here.missing()), reason=slurm_here.missing() or 'SLURM')
+def test_slurm_that_cancels(tmp_path):
+    "A partition that cancels the job it pre-empts, without a warning: the share is submitted again, and every byte is as without a cluster"
+    slurm = slurm_here.Slurm(tmp_path/'slurm', warns=False)
+    try:
+        home = tmp_path/'home'; home.mkdir()
+        (home/'cluster.toml').write_text('partition = "cancel"\ntime_limit = "0:30:00"\npoll = 2\n')
+        driver = process('sweep', 'gridworld', '--method', 'rl2', *SETS[2:], '--set', 'gamma=0.9', '--seeds', '3', '--frames', 300_000, '--name', 'one', '--on', 'slurm', cwd=home, env=slurm.env)
+        root = home/'runs/sweeps/one'
+        trains = lambda: [p.parent for p in root.glob('*/shares/*/config.json') if at_work(p.parent)]
+        until(trains, 120, 'a job in training')
+        node = slurm.run('squeue', '-h', '-o', '%N').stdout.strip()
+        assert slurm.run('sbatch', '-p', 'high', '-w', node, '-c', '4', '-o', '/dev/null', '--wrap', 'sleep 3').returncode == 0
+        until(lambda: 'PREEMPTED' in slurm.run('sacct', '-X', '-n', '-o', 'State').stdout, 120, 'a cancelled job')
+        until(lambda: driver.poll() is not None, 500, 'the end of the sweep')
+        assert driver.returncode == 0, (home/'log').read_text()[-3000:]
+        the_same(root/'one', one_process(tmp_path/'whole', '0.9', '3', 300_000))
+        states = slurm.run('sacct', '-X', '-n', '-o', 'State').stdout.split()
+        assert states.count('PREEMPTED') == 1 and states.count('COMPLETED') == 2
+    finally: slurm.stop()
+
 def notes(root): return [read_note(p.parent).get('state') for p in root.glob('*/shares/*/config.json')]
 
 def read_note_of(slurm, job): return 'RUNNING' in slurm.run('squeue', '-h', '-j', job, '-o', '%T').stdout
