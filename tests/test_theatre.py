@@ -119,7 +119,7 @@ addEventListener('error', e => faults.push(e.message)); console.error = (...x) =
 addEventListener('load', () => setTimeout(() => {
   const $ = s => document.querySelector(s), key = (e, k) => e.dispatchEvent(new KeyboardEvent('keydown', {key: k, bubbles: true}));
   key($('svg.map[role=application]'), 'ArrowUp');                       // moves the goal from (3, 4) to (3, 5)
-  const outcome = $('#outcome').textContent;
+  const outcome = [0, STEPS].map(t => { const s = $('#step'); s.value = t; s.dispatchEvent(new Event('input')); return $('#outcome').textContent; });
   for (const k of 'urrd') key([...document.querySelectorAll('svg.map')][2], {u: 'ArrowUp', r: 'ArrowRight', d: 'ArrowDown'}[k]);
   const task = $('#task'); task.selectedIndex = 3; task.dispatchEvent(new Event('change'));
   $('#play').click(); $('#play').click();
@@ -142,7 +142,8 @@ def test_page(tmp_path, width):
     dom = subprocess.run(argv, capture_output=True, encoding='utf-8', timeout=240).stdout
     seen = json.loads(html.unescape(dom[dom.index('<pre id="seen">') + 15:].split('</pre>')[0]))
     assert not seen['faults'] and 'needs JavaScript' not in dom
-    assert 'Goal (3, 5), a test goal.' in seen['outcome'] and 'episode 1, step 4' in seen['yours'] and seen['canvases'] == 2
+    assert seen['outcome'][0] == 'Goal (3, 5), a test goal. Press Play.' and seen['outcome'][1].count('finds it') == 2 # nothing is told before it is played
+    assert 'episode 1, step 4' in seen['yours'] and seen['canvases'] == 2
     assert seen['wide'] <= max(width, 500)  # the narrowest window of headless Chromium is 500
     for label, names in SHOWN.items():
         if label not in seen['played']: continue

@@ -70,22 +70,26 @@
   // 1. Watch
   const watch = {goal: [3, 4], t: 0, sides: [], timer: 0};
   const episodeOf = t => Math.min(Math.floor(Math.max(t - 1, 0)/HORIZON), EPISODES - 1);
-  const story = (name, moments) => {
+  const story = (name, moments, t) => {                                 // what has been seen until step t
     const first = moments.findIndex(m => m.reward === HIT), last = moments.slice(1 + HORIZON*(EPISODES - 1)).findIndex(m => m.reward === HIT);
-    if (first < 0) return `${name} never finds it.`;
+    if (first < 0 || first > t) return t < STEPS ? `${name} has not found it yet.` : `${name} never finds it.`;
     const shortest = watch.goal[0] + watch.goal[1];
-    return `${name} first finds it in episode ${episodeOf(first) + 1}. ` +
-      (last < 0 ? 'In episode 4 it does not return to it.' : `In episode 4 it needs ${last + 1} steps (shortest: ${Math.max(shortest, 1)}).`);
+    return `${name} first finds it in episode ${episodeOf(first) + 1}. ` + (t < STEPS ? '' :
+      last < 0 ? 'In episode 4 it does not return to it.' : `In episode 4 it needs ${last + 1} steps (shortest: ${Math.max(shortest, 1)}).`);
   };
+  function tell(t) {
+    const words = `Goal (${watch.goal.join(', ')}), ${WORDS[kindOf(watch.goal)]}. ` + (t ? watch.sides.map(s => story(s.name, s.moments, t)).join(' ') : 'Press Play.');
+    if ($('outcome').textContent !== words) $('outcome').textContent = words; // a screen reader reads every change
+  }
   function choose(goal) {
     if (kindOf(goal) === 'never') return;
     watch.goal = goal;
     for (const s of watch.sides) s.moments = play(network(s.name), goal);
-    $('outcome').textContent = `Goal (${goal.join(', ')}), ${WORDS[kindOf(goal)]}. ` + watch.sides.map(s => story(s.name, s.moments)).join(' ');
     show(watch.t);
   }
   function show(t) {
     watch.t = t; $('step').value = t;
+    tell(t);
     $('moment').textContent = `episode ${episodeOf(t) + 1}, step ${t - HORIZON*episodeOf(t)}`;
     for (const s of watch.sides) {
       const m = s.moments[t], start = HORIZON*episodeOf(t), learned = s.kind.value === 'learned' && believes(s.name);
