@@ -23,8 +23,9 @@ def colour(
 
     ```
     """
-    name = ''.join(c if c.isalnum() else '-' for c in label.lower().replace('²', '2')).replace('--', '-')
-    return PALETTE[max(known, key=len)] if (known := [k for k in PALETTE if name.startswith(k)]) else f'C{i}'
+    name = ''.join(c for c in label.lower().replace('²', '2') if c.isalnum())
+    known = [k for k in PALETTE if name.startswith(k.replace('-', ''))]
+    return PALETTE[max(known, key=len)] if known else f'C{i}'
 
 # %% ../../nbs/evaluation/602_palette.ipynb #6020000a
 def line_colours(
