@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_nb.worlds.envs import WorldVectorEnv
+from ldm_nb import load
 from ldm_nb.core.seeds import draw, flat, generators
 from ldm_nb.core.settings import override
 from ldm_nb.core.optimisers import init_moments
@@ -198,6 +200,32 @@ def test_both_are_refused_on_a_gridworld_in_one_line(method, tmp_path, capsys):
     assert e.value.code == 2 and not (tmp_path/'run').exists()
     assert err.strip() == f'ldm: method is {method}: gridworld has discrete actions, {method.upper()} needs continuous ones, as in cheetah-vel'
 
+def outside(run, seed, episodes, picture):
+    "A trained agent plays all episodes of a task through gymnasium, and in a picture"
+    world, agent = load(str(run), seed=seed)
+    envs = WorldVectorEnv(world, num_envs=2) # the id has two episodes
+    obs, info = envs.reset(seed=0)
+    memory, ends = agent.start(2), []
+    for t in range(world.horizon*episodes):
+        u = torch.randn(1, 2, *agent.noise.step[1:]) if agent.noise.step else None # some sample their actions before they adapt
+        with torch.no_grad(): action, _ = agent.act(memory, torch.as_tensor(obs)[None], u)
+        after, reward, terminated, truncated, _ = envs.step(action[0].numpy())
+        memory = agent.observe(memory, torch.as_tensor(after)[None], action, torch.as_tensor(reward, dtype=torch.float32)[None])
+        ends.append(bool((terminated | truncated).all())); obs = after
+    assert ends == [False]*(len(ends) - 1) + [True]
+    with pytest.raises(SystemExit) as e: main(['render', str(run), '--task', '1.25', '--out', str(picture)])
+    assert e.value.code == 0 and picture.stat().st_size > 2000
+
+OUTSIDE = dict(pearl='--workers 2 --chunk 400 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 --train-tasks 2',
+               emaml='--workers 2 --rollouts 4 --horizon 50', promp='--workers 2 --rollouts 4 --horizon 50')
+
+@pytest.mark.parametrize('method', OUTSIDE)
+def test_played_through_gymnasium(method, tmp_path):
+    run = tmp_path/'run'
+    with pytest.raises(SystemExit) as e: main(['train', 'cheetah-vel', '--method', method, '--seeds', '3', '--frames', '800', *OUTSIDE[method].split(), '--out', str(run)])
+    assert e.value.code == 0
+    outside(run, 3, 3 if method == 'pearl' else 6, tmp_path/'film.gif')
+
 @pytest.mark.parametrize('method', TINY)
 def test_adaptation_in_the_last_evaluation(method, tmp_path, capsys):
     "The record says which evaluation adapted; an evaluation of the run adapts too, of its weights alone it does not"
@@ -213,6 +241,7 @@ def test_adaptation_in_the_last_evaluation(method, tmp_path, capsys):
     assert world.episodes == episodes and agent.between and agent.briefly is None or method == 'mier'
     with_buffer = ldm('evaluate', run)
     assert f'return, episode {episodes}' in with_buffer
+    outside(run, 3, episodes, tmp_path/'film.gif')
     for folder in run.glob('checkpoint-*'): shutil.rmtree(folder)
     assert ldm('evaluate', run) != with_buffer
     assert presets.load_agent(run, 3)[1].between is None or method == 'mier'
