@@ -22,7 +22,7 @@ ABOUT = { # name of a world or preset -> its description
     'cheetah-vel': 'a half cheetah runs at a speed',
     'paper': 'what the paper prints; what it does not print, as the release executes it',
     'release': 'all as the release executes it, accidents included',
-    'reduced': 'paper with a cheaper ELBO, fewer frames and fewer seeds: hours on two cores',
+    'reduced': 'a cheaper ELBO or, for PEARL, MQL and MIER, smaller networks; fewer frames: hours on two cores',
     'quick': 'a first look: minutes on two cores',
     'one-goal': 'ours: imagined tasks with one goal each; reached the most test goals in our search'}
 
@@ -91,9 +91,9 @@ def catalogue_text(
     section('worlds (and the tasks of each split that an evaluation plays)',
             [(k, f"{w['about']} ({splits(w)})") for k, w in cat['worlds'].items()], 27)
     section('methods', [(k, m['about']) for k, m in cat['methods'].items()], 27)
-    usual = cat['usual'][world].items()
-    section(f'presets on {world}',
-            [(p, f"{cat['presets'][p]} ({f:,} frames a seed, seeds {s})") for p, (f, s) in usual], 27)
+    usual = cat['usual'][world] | cat['lengths'][world].get(method, {})
+    section(f'presets on {world}, with the usual length of {method}',
+            [(p, f"{cat['presets'][p]} ({f:,} frames a seed, seeds {s})") for p, (f, s) in usual.items()], 27)
     def shown(v): return ' '.join(map(str, v)) if isinstance(v, list) else str(v)
     rows = [(f"--{k.replace('_', '-'):23} {shown(v)}", about) for k, (v, about) in chosen.items()]
     section(f'settings of {method} on {world}, preset {preset} (--method, --world and --preset show others)', rows, 43)

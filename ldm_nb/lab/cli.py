@@ -192,7 +192,7 @@ def describe(
     argv:list, # words after `ldm train`, to record the command
 )->dict: # the content of config.json
     "Describe a new run and set the device; raises `BadInput` for wrong values"
-    cfg, (frames, seeds) = all_of.method, usual(run.world, run.preset)
+    cfg, (frames, seeds) = all_of.method, usual(run.world, run.preset, run.method)
     world = make_world(run.world, **settings(all_of.world))
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
@@ -629,7 +629,7 @@ def start_sweep(
     known_name(run.preset, PRESETS, 'preset')
     check_name(run.name)
     values = parse_sets(list(run.set), with_options(run.world, preset(run.world, run.method, run.preset)))
-    frames, seeds = usual(run.world, run.preset)
+    frames, seeds = usual(run.world, run.preset, run.method)
     seeds, frames = parse_seeds(run.seeds or seeds), parse_frames(run.frames or frames)
     rows = sweep_rows(run.name, run.world, run.method, run.preset, values, seeds, frames)
     need, size = placed(run, rows)

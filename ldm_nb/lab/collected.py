@@ -50,9 +50,13 @@ def collected(
     def changed(w, p):
         by_method = {m: {k: entry(*c) for k, c in changes(w, m, p).items()} for m in methods}
         return {m: c for m, c in by_method.items() if c}
+    def lengths(w): # of methods whose runs are shorter
+        by_method = {m: {p: usual(w, p, m) for p in presets_of(w)} for m in methods}
+        return {m: x for m, x in by_method.items() if x != {p: usual(w, p) for p in x}}
     out = dict(worlds={w: listed_world(w) for w in worlds}, methods={m: about_method(m) for m in methods})
     out |= dict(presets={p: ABOUT[p] for w in worlds for p in presets_of(w)},
                 usual={w: {p: usual(w, p) for p in presets_of(w)} for w in worlds},
+                lengths={w: lengths(w) for w in worlds},
                 changes={w: {p: changed(w, p) for p in presets_of(w)} for w in worlds})
     return out | dict(choices=choices(worlds, methods), texts=list(texts))
 

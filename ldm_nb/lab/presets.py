@@ -199,8 +199,11 @@ FRAMES = ({k: 100_000_000 for k in OURS} # of `paper`, a seed; paper: Figure 3
 def usual(
     world:str, # name of a world
     name:str, # name of a preset, one of PRESETS
+    method:str='', # name of a method; '': one that learns from its latest rollouts only
 )->tuple: # frames of each seed; seeds, as `parse_seeds` reads them
     "Default frames and seeds of a run"
+    if method in OFF_POLICY: # paper: section 5, 5e6 frames; ours: the others
+        return dict(reduced=(500_000, '0:2'), quick=(200_000, '0:2')).get(name, (5_000_000, '0:8'))
     whole = FRAMES.get(world, 10_000_000) # ours, for a world that is not ours
     few = dict(reduced=(10_000_000, '0:4'), quick=(4_800_000, '0:2')) | {'one-goal': (10_000_000, '0:8')} # ours
     if not make_world(world).n_actions: few = dict(reduced=(10_000_000, '0:2'), quick=(2_400_000, '0:2')) # ours
