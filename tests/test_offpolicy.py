@@ -8,15 +8,15 @@ import torch
 
 from ldm_nb.worlds.envs import WorldVectorEnv
 from ldm_nb import load
-from ldm_nb.core.seeds import draw, flat, generators
+from ldm_nb.core.seeds import draw, flat, generators, take, tree_map
 from ldm_nb.core.settings import override
 from ldm_nb.core.optimisers import init_moments
-from ldm_nb.lab import presets
+from ldm_nb.lab import cli, presets
 from ldm_nb.lab.checkpoints import save_checkpoint
 from ldm_nb.lab.cli import main
 from ldm_nb.methods import mier, mql, pearl
 from ldm_nb.methods.replay import Transition, empty_replay, from_rows, gather_rows, kept, pick_rows, row_size, to_rows, write
-from ldm_nb.methods.sac import SAC, actor_outputs, init_sac, init_sac_moments, sac_step, squashed
+from ldm_nb.methods.sac import SAC, actor_outputs, init_net, init_sac, init_sac_moments, sac_step, squashed
 from ldm_nb.methods.td3 import TD3, init_td3, td3_action, td3_step
 from ldm_nb.evaluation.evaluate import with_episodes
 from ldm_nb.training.rollout import rollout, scan
@@ -123,6 +123,82 @@ def test_a_gridworld_is_refused_in_one_line(world, tmp_path, capsys):
     err = capsys.readouterr().err
     assert e.value.code == 2 and not (tmp_path/'run').exists()
     assert err.strip() == f'ldm: method is pearl: {world} has discrete actions, PEARL needs continuous ones, as in cheetah-vel'
+
+def test_a_step_is_that_of_plain_torch():
+    "Double precision: modules and Adam of torch, every loss written out; the encoder learns from the critics and the KL term alone"
+    cfg = override(pearl.PEARL(), context_kl=.3, hidden=(8, 8), context_layers=(8,), task_latent=3)
+    M, C, n, O, A, L = 2, 5, 6, 4, 2, 3
+    nets = dict(encoder=init_net(generators([0])['init'], O + A + 1, (8,), 2*L, 1.), **init_sac(cfg.sac, generators([1])['init'], O + L, A))
+    params = tree_map(lambda x: (x + .1*torch.randn(x.shape, generator=torch.Generator().manual_seed(3))).double(), nets)
+    opt = {k: init_moments(params[k]) for k in ('encoder', 'actor', 'twin', 'value')}
+    g = torch.Generator().manual_seed(4)
+    def some(*k): return torch.randn(*k, generator=g, dtype=torch.float64)
+    def steps(n): return Transition(some(1, M, n, O), some(1, M, n, A).tanh(), some(1, M, n), some(1, M, n, O), (some(1, M, n) > 1).double(), None)
+    context, batch, noise = steps(C), steps(n), dict(z=some(1, M, L), action=some(1, M*n, A))
+    new, _, losses = pearl.pearl_step(cfg, params, opt, context, batch._replace(step=batch.died), noise)
+
+    leaves = tree_map(lambda x: x[0].clone().requires_grad_(), params)
+    def layers(p, *i): return [(v['w'][i], v['b'][i]) for _, v in sorted(p.items())]
+    def forward(layers, x):
+        for w, b in layers[:-1]: x = (x @ w + b).relu()
+        return x @ layers[-1][0] + layers[-1][1]
+    def critic(i, x): return forward(layers(leaves['twin'], i), x)[..., 0]
+    def adam_of(*names): return torch.optim.Adam([x for k in names for x in flat(leaves[k]).values()], lr=cfg.sac.rl_lr)
+    z, kl = [], 0
+    for k in range(M): # the product of the factors, one after another
+        out = forward(layers(leaves['encoder']), torch.cat([context.obs[0, k], context.action[0, k], context.reward[0, k, :, None]], 1))
+        mean, variance = out[0, :L], torch.nn.functional.softplus(out[0, L:])
+        for m, v in zip(out[1:, :L], torch.nn.functional.softplus(out[1:, L:])):
+            mean, variance = (mean*v + m*variance)/(variance + v), variance*v/(variance + v)
+        z.append((mean + variance.sqrt()*noise['z'][0, k]).expand(n, L))
+        kl = kl + torch.distributions.kl_divergence(torch.distributions.Normal(mean, variance.sqrt()), torch.distributions.Normal(0., 1.)).sum()
+    z = torch.cat(z)
+    obs, action, reward, after, died = (x[0].flatten(0, 1) for x in batch[:5])
+    with torch.no_grad(): y = 5*reward + .99*(1 - died)*forward(layers(leaves['slow']), torch.cat([after, z], 1))[:, 0]
+    first = adam_of('twin', 'encoder')
+    q_loss = sum(torch.nn.functional.mse_loss(critic(i, torch.cat([obs, z, action], 1)), y) for i in range(2))
+    (q_loss + .3*kl).backward()
+    first.step()
+    x = torch.cat([obs, z.detach()], 1)
+    mean, log_std = forward(layers(leaves['actor']), x).chunk(2, 1)
+    normal = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
+    raw = mean + normal.scale*noise['action'][0]
+    logp = (normal.log_prob(raw) - (1 - raw.tanh()**2 + 1e-6).log()).sum(1)
+    q = torch.min(critic(0, torch.cat([x, raw.tanh()], 1)), critic(1, torch.cat([x, raw.tanh()], 1)))
+    second = adam_of('actor', 'value')
+    second.zero_grad()
+    value = forward(layers(leaves['value']), x)[:, 0]
+    actor = (logp - q).mean() + 1e-3*((mean**2).mean() + (log_std**2).mean())
+    (actor + ((value - (q - logp).detach())**2).mean()).backward()
+    second.step()
+    for k, w in flat(leaves['slow']).items(): w.data.lerp_(flat(leaves['value'])[k].data, .005)
+    for k in new:
+        for name, w in flat(new[k]).items(): assert torch.allclose(w[0], flat(leaves[k])[name], atol=1e-9), (k, name)
+    assert torch.allclose(torch.stack([losses[k][0] for k in ('critic', 'kl', 'actor')]), torch.stack([q_loss, kl, actor]), atol=1e-9)
+
+def test_the_posterior_of_a_visit_is_that_of_its_own_context():
+    "The actions of its later episodes follow from z, and z from the rows of this visit that the noise picks"
+    w, gens = presets.make_world('cheetah-vel', horizon=30), generators([3, 7])
+    cfg = override(pearl.PEARL(), **SMALL, train_tasks=2)
+    state = pearl.init(cfg, w, gens)
+    noise = pearl.draw_noise(cfg, w, gens, 5)
+    rows = pearl.collect(cfg, w, state, noise).rows # [S,W,90,D]
+    x, part = from_rows(rows, w.obs_dim, w.action_dim), noise['posterior']
+    assert noise['pick'].shape == (2, 2, 5) # one episode of each visit has z of the posterior
+    for s in range(2):
+        for v in range(2):
+            picked = (noise['pick'][s, v]*cfg.prior_steps).long()
+            mean, variance = pearl.infer(take(state['params']['encoder'], s), Transition(*(y[s:s+1, v:v+1][:, :, picked] for y in x)))
+            z = (mean + variance.sqrt()*part['start'][s, v])[0].expand(30, -1)
+            m, log_std = actor_outputs(take(state['params']['actor'], s), torch.cat([x.obs[s, v, 60:], z], 1)[None])
+            assert torch.allclose(torch.tanh(m + log_std.exp()*part['action'][s:s+1, :, v]), x.action[s:s+1, v, 60:], atol=1e-5)
+
+def test_usual_lengths(capsys):
+    "Of runs from the command line: the paper's 5e6 frames, and 5e5 with `reduced`"
+    for preset, frames in (('paper', 5_000_000), ('reduced', 500_000)):
+        argv = f'cheetah-vel --method pearl --preset {preset}'.split()
+        run, cfg = cli.parse_train(argv)
+        assert cli.describe(run, cfg, argv)['frames'] == frames
 
 def test_finite_lists_of_training_tasks():
     "Drawn once for each seed, from the training tasks; the four directions are a list already"
