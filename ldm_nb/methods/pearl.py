@@ -64,8 +64,8 @@ def context_factors(
 )->tuple: # mean, variance: [S,...,L] each
     "Gaussian factor of each step of a context"
     x = torch.cat([obs, action, reward[..., None]], -1)
-    mean, spread = net(p, x.flatten(1, -2)).unflatten(1, x.shape[1:-1]).chunk(2, -1)
-    return mean, elementwise(torch.nn.functional.softplus, spread).clamp(min=1e-7) # release
+    mean, raw = net(p, x.flatten(1, -2)).unflatten(1, x.shape[1:-1]).chunk(2, -1)
+    return mean, elementwise(torch.nn.functional.softplus, raw).clamp(min=1e-7) # release
 
 # %% ../../nbs/methods/770_pearl.ipynb #7700000b
 def natural_sums(
@@ -73,7 +73,7 @@ def natural_sums(
     variance:Tensor, # [S,M,C,L]
     valid:Tensor=None, # [S,M,C] bool, the step belongs to the context; None: all do
 )->tuple: # sums over C of 1/variance and of mean/variance: [S,M,L] each
-    "What a product of Gaussians needs of its factors"
+    "Sums of the precision, and of precision times mean"
     precision = 1/variance if valid is None else valid[..., None]/variance
     def total(x): return x.transpose(2, 3).contiguous().sum(-1)
     return total(precision), total(precision*mean)
@@ -111,7 +111,7 @@ def new_guess(
     noise:Tensor, # [S,B,L] standard normal noise
 )->dict: # like `memory`
     "Add the steps of an episode to the context, and sample z for the next one"
-    factors = context_factors(encoder, episode.before[..., :-1], episode.action, episode.reward) # [S,L,B,...]
+    factors = context_factors(encoder, episode.before[..., :-1], episode.action, episode.reward) # [S,H,B,L] each
     true = episode.valid & (episode.before[..., -1] == 0) # the flag marks an observation of the previous episode
     precision, weighted = natural_sums(*(x.transpose(1, 2) for x in factors), true.transpose(1, 2))
     precision, weighted = memory['precision'] + precision, memory['weighted'] + weighted
@@ -173,7 +173,7 @@ def initial_iterations(
 )->int:
     "Iterations without updates at the beginning"
     K = cfg.train_tasks or len(world.family.splits[cfg.train_split].tasks)
-    return -(-K*max(cfg.initial_steps, cfg.chunk)//(cfg.workers*cfg.chunk)) # each task is visited at least once
+    return -(-K*max(-(-cfg.initial_steps//cfg.chunk), 1)//cfg.workers) # each task is visited at least once
 
 # %% ../../nbs/methods/770_pearl.ipynb #77000016
 def episode_counts(

@@ -61,7 +61,7 @@ def write(
     rows:Tensor, # [S,K,C,D] buffer, changed in place
     count:Tensor, # [S,K] rows that each task has received so far
     task:Tensor, # [S,W] index of the task of each visit
-    new:Tensor, # [S,W,n,D] steps of each visit, in the order of time
+    new:Tensor, # [S,W,n,D] steps of each visit, in the order of time; of one task at most C in one call
 )->tuple: # new count [S,K]; number of the first row of each visit [S,W]
     "Store the steps of several visits"
     (S, K, C, D), n = rows.shape, new.shape[2]

@@ -22,10 +22,10 @@ from .sac import critic_loss, critic_target, init_net, net, twin
 class TD3:
     "Settings of TD3"
     hidden:tuple[int, ...] = size((300, 300)) # hidden ReLU layers of actor and critics; MQL's release
-    rl_lr:float = within(3e-4, 0, 1) # step size of Adam, all networks; Fujimoto et al.: 1e-3; MQL's release: ant-dir
+    rl_lr:float = within(3e-4, 0, 1) # step size of Adam, all networks; MQL's release: ant-dir (Fujimoto et al.: 1e-3)
     gamma:float = within(.99, 0, 1) # discount; Fujimoto et al.
     tau:float = within(.005, 0, 1) # share of the new network in the slow one; Fujimoto et al.
-    reward_scale:float = within(1., 1e-6, 1e6) # factor of all rewards
+    reward_scale:float = within(1., 1e-6, 1e6) # factor of all rewards; 1: Fujimoto et al.
     delay:int = within(2, 1, 1000) # steps of the critics for each step of the actor; Fujimoto et al.
     explore_std:float = within(.1, 0, 10) # standard deviation of the noise of exploration; Fujimoto et al.
     target_std:float = within(.2, 0, 10) # standard deviation of the noise of the next action; Fujimoto et al.
