@@ -84,9 +84,9 @@ def sac_act(nets, obs, u):
     return torch.tanh(mean) if u is None else squashed(mean, log_std, u)[0]
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bootstrap,rate', [('value', 2), ('twin', 1)])
+@pytest.mark.parametrize('bootstrap,rate', [('value', 3), ('twin', 1)])
 def test_sac_swings_up_a_pendulum(bootstrap, rate):
-    # with a value network, a value reaches the critics through two networks, so both steps are twice as large here
+    # with a value network, a value reaches the critics through two networks, so its steps are three times as large here
     cfg = SAC(bootstrap, (64, 64), rl_lr=rate*1e-3, reward_scale=1., tau=rate*.01)
     nets = init_sac(cfg, generators([0])['init'], 3, 1)
     def step(nets, opt, batch, u, t): return sac_step(cfg, nets, opt, batch, u)
