@@ -40,7 +40,7 @@ TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records'
 SHOWN = {  # label in the belief theatre -> networks of data/weights
     'LDM, one goal (ours)': ['gridworld-ldm-one-goal'], 'LDM': ['gridworld-ldm', 'cheetah-vel-ldm-reduced', 'ant-dir-ldm-reduced', 'ant-goal-ldm-reduced'],
     'variBAD': ['gridworld-varibad', 'cheetah-vel-varibad-reduced'], 'Mixreg': ['gridworld-mixreg', 'cheetah-vel-mixreg-reduced'],
-    'RL²': ['gridworld-rl2-full', 'cheetah-vel-rl2-reduced', 'ant-dir-rl2-reduced', 'ant-goal-rl2-reduced']}
+    'RL²': ['gridworld-rl2-full', 'cheetah-vel-rl2-reduced', 'ant-dir-rl2-reduced', 'ant-goal-rl2-reduced'], 'PEARL': ['cheetah-vel-pearl-reduced']}
 REFERENCE = 'recipes/commands', 'recipes/settings', 'worlds/envs', 'api', 'tour/glossary', 'results/deviations', 'tour/changelog'
 SKIP = '> **Skip this on a first reading.**'   # how a page of mechanics begins
 MARK = '⚙'                                     # of such pages in the sidebar
