@@ -1,5 +1,6 @@
 """Off-policy methods: SAC and TD3 swing up a pendulum within the frames that independent loops need, PEARL's buffers and records."""
 import dataclasses, json, math, shutil, time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -372,3 +373,12 @@ def test_every_preset_fits(method):
     for world in OURS:
         if presets.refusal(world, method): continue
         for name in presets.presets_of(world): presets.check(presets.preset(world, method, name), make_world(world), presets.method_of(world, method))
+
+def test_the_pages_name_what_reduced_changes():
+    "Every setting that `reduced` changes on the half cheetah, with its value"
+    for method, page in dict(pearl='770_pearl', mql='775_mql', mier='780_mier').items():
+        text = (Path(__file__).parents[1]/f'nbs/methods/{page}.ipynb').read_text(encoding='utf-8')
+        said = text[text.index('The preset `reduced` is for a CPU.'):].split('lists the values')[0]
+        for k, (v, _) in presets.changes('cheetah-vel', method, 'reduced').items():
+            value = f'{len(v)} x {v[0]}' if isinstance(v, tuple) else f'{v:,}' if v >= 10_000 or k == 'first_size' else f'{v:g}'
+            assert f'`{k}` ({value})' in said, (method, k, value)
