@@ -30,7 +30,7 @@ class Inner:
         # section 5, N = 20
     inner_steps:int = within(1, 1, 5) # inner steps, each after new rollouts; ProMP's code: 1 (2 in its Ant-goal)
     inner_lr:float = within(2., 0, 1000) # alpha, step size of the inner step; ours, so that the step moves the first
-        # policy by a divergence of about 0.03 (ProMP's code, continuous actions: 0.1)
+        # policy by a divergence of 0.02 to 0.03 (ProMP's code, continuous actions: alpha = 0.1)
     inner_gamma:float = within(.99, 0, 1) # discount; ProMP's code
     inner_lambda:float = within(1., 0, 1) # lambda of the advantage; ProMP's code
     policy_layers:tuple[int, ...] = size((64, 64)) # hidden tanh layers of the policy; ProMP's code

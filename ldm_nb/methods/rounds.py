@@ -39,8 +39,10 @@ def check_rounds(
     cfg, # settings of a method, with `workers` and `inner`
     world:World, # world to train on
 )->None:
-    "Check that the workers can be divided among tasks; raises `BadInput` if not"
+    "Check that the rollouts fill whole workers, and that these can be divided among tasks; raises `BadInput` if not"
     W, R, N = workers_per_task(cfg, world), cfg.inner.rollouts, world.episodes
+    if R % N: raise BadInput(f'rollouts is {R}: a worker of {world.family.name} plays {N} episodes of a task, so give '
+                             f'a multiple of {N}')
     if cfg.workers % W:
         raise BadInput(f'workers is {cfg.workers}: a task of {world.family.name} needs {W} of them for its {R} rollouts'
                        f' ({N} episodes each), so give a multiple of {W}')
