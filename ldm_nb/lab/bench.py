@@ -8,6 +8,7 @@ __all__ = ['timed', 'wait', 'peak_memory', 'matmul_rate', 'flop_per_frame', 'ste
 
 # %% ../../nbs/lab/876_bench.ipynb #91be0004
 import resource, time
+from dataclasses import replace
 from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,9 +18,9 @@ from ..worlds.tasks import World
 from ..training.trainer import Method, Progress, frames_of, in_turn, iterate, Stage
 from .crew import Crew, shares
 from .graphs import Recorded
-from .jobs import processes_for
+from .jobs import processes_for, tested_world
 from ..evaluation.evaluate import evaluate
-from .presets import default_interval
+from .presets import eval_every
 
 # %% ../../nbs/lab/876_bench.ipynb #91be0007
 def timed(
@@ -143,7 +144,9 @@ def bench(
     share = step_share(world, len(seeds)*cfg.workers//processes) if bare else None
     rows, walls = timed_training(method, cfg, world, gens, p, device, processes, warm + iterations, faster)
     rate, alone = (before + rates())/2, (alone + physics())/2
-    evaluation = evaluation_time(world, method.agent(cfg, p.state, True), gens, device)*frames/default_interval(world)
+    agent = method.agent(cfg, p.state, True)
+    if getattr(cfg, 'adapt_at', 'all') == 'last': agent = replace(agent, between=agent.briefly)
+    evaluation = evaluation_time(tested_world(method, cfg, world), agent, gens, device)/eval_every(cfg, world)
     names = [k for k in rows[0] if k != 'memory']
     spent = {k: median([r[k].mean().item() for r in rows[warm:]]) for k in names} | dict(evaluation=evaluation)
     parts = shares(len(seeds), min(processes, len(seeds)))
