@@ -314,13 +314,13 @@ def test_adaptation_in_the_last_evaluation(method, tmp_path, capsys):
     rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]
     assert [r.get('adapted', True) for r in rows] == [False]*(len(rows) - 1) + [True] and len(rows[-1]['per_task'][0]) == episodes
     world, agent = presets.load_agent(run, 3)
-    assert world.episodes == episodes and agent.between and agent.briefly is None or method == 'mier'
+    assert world.episodes == episodes and agent.between and bool(agent.briefly) == (method == 'mier') # MIER infers a context in every evaluation
     with_buffer = ldm('evaluate', run)
     assert f'return, episode {episodes}' in with_buffer
     outside(run, 3, episodes, tmp_path/'film.gif')
     for folder in run.glob('checkpoint-*'): shutil.rmtree(folder)
     assert ldm('evaluate', run) != with_buffer
-    assert presets.load_agent(run, 3)[1].between is None or method == 'mier'
+    assert bool(presets.load_agent(run, 3)[1].between) == (method == 'mier') # without old steps
     assert 'cheetah-vel-' + method in ldm('record', run, '--data', tmp_path/'data', '--variant', 'tiny')
 
 @pytest.mark.parametrize('method', TINY)
@@ -343,7 +343,7 @@ def test_a_test_task_leaves_no_trace(method):
     for k, v in flat(state).items(): assert torch.equal(v, before[k]), k
     for b in range(3):
         one = rollout(w, agent, task[:, b:b+1], u[:, :, b:b+1], reset[:, :, b:b+1], noise=dict(episode=noise[:, :, b:b+1]))
-        assert torch.allclose(one.true_reward[:, :, 0], whole.true_reward[:, :, b], atol=1e-2)
+        assert torch.allclose(one.true_reward[:, :, 0], whole.true_reward[:, :, b], atol=1e-5)
     plain = rollout(w, dataclasses.replace(agent, between=None), task, u, reset, noise=dict(episode=noise))
     assert torch.equal(plain.action[:, :20], whole.action[:, :20]) and not torch.equal(plain.action[:, 20:], whole.action[:, 20:])
 

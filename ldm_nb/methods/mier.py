@@ -33,7 +33,7 @@ class MIER:
     "MIER"
     workers:int = within(5, 1, 4096) # W, tasks visited in an iteration; release
     chunk:int = within(1000, 1, 65536) # steps of a visit; release: 400 + 600
-    prior_steps:int = within(400, 1, 65536) # steps of a visit with phi_0, and of a test task; release
+    prior_steps:int = within(400, 1, 65536) # steps of a visit with phi_0; release
     initial_steps:int = within(2000, 1, 10**6) # steps of each training task before the first update; release
     train_split:str = one_of('train', 'all') # split of the training tasks
     train_tasks:int = within(100, 0, 65536) # K, training tasks, drawn once for each seed; 0: those of the list;
@@ -52,7 +52,8 @@ class MIER:
     model_lr:float = within(1e-3, 0, 1) # step size of Adam, of the model; release
     model_clip:float = within(10., 1e-9, 1e9) # largest norm of each tensor's gradient; release
     adapt_at:str = one_of('last', 'all') # evaluations with the whole adaptation; others infer the context only; ours
-    explore_episodes:int = within(2, 1, 65536) # episodes of a test task with phi_0; release
+    explore_episodes:int = within(2, 1, 65536) # episodes of a test task with phi_0; release: 1, ant-dir 2; ours: the
+        # paper of LDM scores the third
     test_context_steps:int = within(2, 0, 1000) # steps on the context in a test task; release
     later_context_lr:float = within(1e-3, 0, 10) # their step size after the first two; release
     model_updates:int = within(100, 0, 10**6) # steps on the model in a test task; release

@@ -334,7 +334,7 @@ def effective_share(
     beta:Tensor, # [P,n] weights
 )->Tensor: # [P]
     "Effective sample size, as a share of the number of steps"
-    return beta.sum(1)**2/(beta.shape[1]*(beta**2).sum(1))
+    return beta.sum(1)**2/(beta.shape[1]*(beta**2).sum(1)).clamp(min=1e-30) # 0 if all weights are 0
 
 # %% ../../nbs/methods/775_mql.ipynb #77500040
 def remember(
