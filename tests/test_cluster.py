@@ -90,7 +90,7 @@ def test_preempted_killed_and_a_second_copy(tmp_path, monkeypatch):
     until(lambda: read_note(two).get('state') == 'waiting' or is_trained(two))
     jobs[0]._interrupt() # SIGUSR2, as at a time limit
     until(lambda: 'Requeued' in jobs[0].stderr() + jobs[0].stdout() or is_trained(one))
-    if owner := at_work(two): os.kill(int(owner), 9) # the training of the second job dies; one of the copies goes on
+    if owner := at_work(two): os.kill(int(owner.split(':')[1]), 9) # the training of the second job dies; one of the copies goes on
     for p in (one, two): until(lambda: is_trained(p), what=f'the end of {p}')
     for j in (jobs[0], second): assert j.results()[0] == 'done'
     with locked(tmp_path/'run'): cli.join(tmp_path/'run', cli.on_cpu)
