@@ -616,8 +616,9 @@ def run_jobs(
     most = need.parallel or (max(1, cores(0, 10**4)//threads) if on == 'local' else 0)
     try: failed = drive(tasks, executor, jobs/'jobs.json', run.retries, most, joined, show, poll)
     except KeyboardInterrupt as e: e.add_note('the same command continues; jobs of a cluster are not stopped'); raise
-    for t in (t for t in tasks if t.over == 'failed'):
-        err.write('\n'.join([f'failed {t.deaths} times: {t.share.folder}', *(f'  {l}' for l in log_tail(t))]) + '\n')
+    for t in (t for t in tasks if t.over in ('failed', 'cancelled')):
+        what = f'failed {t.deaths} times' if t.over == 'failed' else 'cancelled, the same command submits it again'
+        err.write('\n'.join([f'{what}: {t.share.folder}', *(f'  {l}' for l in log_tail(t))]) + '\n')
     return int(failed > 0)
 
 # %% ../../nbs/lab/884_cli.ipynb #8840011f
