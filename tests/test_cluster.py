@@ -1,5 +1,5 @@
 "Clusters: shares of seeds as jobs, on this machine and on a real SLURM, give the bytes of a run in one process."
-import gzip, json, os, shutil, subprocess, sys, time
+import gzip, json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,7 @@ def test_sweep_on_this_machine(tmp_path, capsys, monkeypatch):
     assert code == 0 and ' 0.9 |' in out and (tmp_path/'report.svg').stat().st_size > 5000
     # another sweep of this name, and a second command while one works
     code, _, err = ldm(capsys, *sweep, '--seeds', '3:6')
-    assert code == 2 and "another sweep called 'first' (other seeds)" in err and 'Traceback' not in err
+    assert code == 2 and "another sweep with the name 'first' (other seeds)" in err and 'Traceback' not in err
     with locked(tmp_path/'runs/sweeps/first'): code, _, err = ldm(capsys, *sweep)
     assert code == 2 and 'is at work' in err
 
@@ -124,6 +124,37 @@ def test_a_share_that_always_fails(tmp_path, capsys, monkeypatch):
     code, _, err = ldm(capsys, *sweep)
     assert code == 1 and 'failed 2 times' in err and 'ldm: ' in err.split('failed 2 times')[1]
     assert [p.name for p in (tmp_path/'data/runs').iterdir()] == ['gridworld-rl2-bad-gamma-0.95.jsonl.gz']
+
+def test_all_seeds_of_a_setting_diverge(tmp_path, capsys, monkeypatch):
+    "The command dies after it has taken them out; the next one records them, the table and the report show them"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path('mine.py').write_text('from ldm_nb.methods import rl2\n'
+        'def update(cfg, *args):\n'
+        '    state, metrics = rl2.METHOD.update(cfg, *args)\n'
+        '    return state, {k: v*float("nan") if cfg.learner.gamma < .92 else v for k, v in metrics.items()}\n'
+        'LOST = rl2.METHOD._replace(name="lost", update=update, stages=None)\n')
+    sweep = ['sweep', 'gridworld', '--method', 'mine:LOST', *SETS, '--seeds', '3:5', '--frames', '480', '--name', 'lost', '--share', '1']
+    with monkeypatch.context() as m:
+        real = cli.record
+        def dies(folders, *args, **kw):
+            if 'taken-out' in str(folders): raise KeyboardInterrupt
+            return real(folders, *args, **kw)
+        m.setattr(cli, 'record', dies)
+        assert ldm(capsys, *sweep)[0] == 130
+    assert sorted(p.name for p in (tmp_path/'runs/sweeps/lost/lost-gamma-0.9').glob('[st]*')) == ['taken-out-1', 'taken-out-2']
+    code, out, err = ldm(capsys, *sweep)
+    assert code == 0, err
+    rows = [json.loads(l) for l in gzip.open(tmp_path/'data/runs/gridworld-mine.LOST-lost-gamma-0.9.jsonl.gz')]
+    assert [(r['seed'], bool(r['frozen'])) for r in rows] == [(3, True), (4, True)]
+    assert re.search(r'0\.9 *\| *2 *\| *2 *\|', out) and re.search(r'0\.95 *\| *2 *\| *0 *\|', out), out
+    monkeypatch.setattr(cli.Board, '__call__', lambda self, text: None)
+    monkeypatch.setattr(type(cli.err), 'isatty', lambda self: True, raising=False)
+    assert ldm(capsys, 'status')[0] == 0 # it ends, though the first row has no networks
+    monkeypatch.undo(); monkeypatch.chdir(tmp_path)
+    assert 'shares: 2 diverged, 1 done' in ldm(capsys, 'status', '--every', '0')[1]
+    assert ldm(capsys, *sweep)[0] == 0 # nothing is trained again
+    assert ldm(capsys, 'sweep-report', 'lost')[0] == 0
 
 def test_several_devices(tmp_path, capsys, monkeypatch):
     "Two devices, both faked by the CPU, share the seeds; a stopped run goes on with `ldm resume`"
