@@ -1,5 +1,5 @@
 "Clusters: shares of seeds as jobs, on this machine and on a real SLURM, give the bytes of a run in one process."
-import gzip, json, os, re, shutil, subprocess, sys, time
+import gzip, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -88,7 +88,8 @@ def test_preempted_killed_and_a_second_copy(tmp_path, monkeypatch):
     for p in (one, two): until(lambda: list(p.glob('checkpoint-*0')), what='a checkpoint')
     second = executor.submit(Share(str(two), cwd=str(tmp_path), poll=.5)) # a copy of the second job
     until(lambda: read_note(two).get('state') == 'waiting', 120, 'a second copy that waits')
-    jobs[0]._interrupt() # SIGUSR2, as at a time limit
+    controller = jobs[0]._process.pid # `_interrupt` of submitit would signal only this process, which ends
+    os.kill(int(Path(f'/proc/{controller}/task/{controller}/children').read_text().split()[0]), signal.SIGUSR2) # as at a time limit
     until(lambda: 'Requeued' in jobs[0].stderr() + jobs[0].stdout(), 120, 'a job that is queued again')
     os.kill(int(at_work(two).split(':')[1]), 9) # the training of the second job dies; one of the copies goes on
     assert not is_trained(one) and not is_trained(two) # there was something left to train
@@ -205,7 +206,7 @@ def test_without_submitit_or_slurm(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(bool(slurm_here.missing()), reason=slurm_here.missing() or 'SLURM')
 def test_slurm(tmp_path):
     "A real SLURM with two nodes: eight jobs; one node daemon is killed, one job is pre-empted; every byte as without a cluster"
@@ -238,7 +239,7 @@ def test_slurm(tmp_path):
         assert pre.returncode == 0, pre.stderr
         until(lambda: 'queued again' in notes(root), 200, 'a pre-empted job')
         slurm.node('one') # the node comes back
-        until(lambda: driver.poll() is not None, 1500, 'the end of the sweep')
+        until(lambda: driver.poll() is not None, 2400, 'the end of the sweep')
         print((home/'log').read_text()[-3000:])
         assert driver.returncode == 0
         for gamma in ('0.9', '0.95'):
