@@ -184,6 +184,8 @@ def test_several_devices(tmp_path, capsys, monkeypatch):
     (['--time-limit', '1', '--share', '8', '--method', 'ldm'], 'from one evaluation'),
     (['--runs', 'file/x'], 'is not a folder'),
     (['--gpus', '-1'], 'gpus is -1'),
+    (['--gpus', '1'], 'use ldm train --device cuda'),
+    (['--set', 'gamma=0.9,0.90'], 'names a value twice'),
     (['--share', '-2'], 'share is -2')])
 def test_bad_input(tmp_path, capsys, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
