@@ -339,7 +339,7 @@ def drive(
             t.deaths += 1
             if t.deaths > retries: t.over = 'failed'
             else: t.job = None
-        for t in (t for t, s in zip(tasks, states) if s == 'cancelled'): t.over = s
+        for t in (t for t, s in zip(tasks, states) if s == 'cancelled'): t.over = 'cancelled'
         states = [t.over or s for t, s in zip(tasks, states)]
         for row in list(rows):
             if {s for t, s in zip(tasks, states) if t.row == row} <= {'done', 'diverged'}:
