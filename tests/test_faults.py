@@ -1,5 +1,5 @@
 """Runs that survive: every fault of the page `faults`, caused on purpose."""
-import contextlib, errno, json, multiprocessing, os, random, resource, shutil, signal, subprocess, sys, tempfile, time, warnings
+import contextlib, errno, json, multiprocessing, os, random, resource, shutil, signal, socket, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 import pytest
@@ -503,8 +503,8 @@ def test_two_processes(copy, capsys):
     here.recv()
     before = contents(copy)
     code, _, err = ldm(capsys, 'resume', copy, '--frames', 12*1920)
-    assert code == 2 and f'another process ({p.pid}) is at work' in err and contents(copy) == before
-    assert f'process {p.pid} is at work in this folder' in ldm(capsys, 'check', copy)[1]
+    assert code == 2 and f'another process ({socket.gethostname()}:{p.pid}) is at work' in err and contents(copy) == before
+    assert f'process {socket.gethostname()}:{p.pid} is at work in this folder' in ldm(capsys, 'check', copy)[1]
     p.kill(); p.join()
     assert 'at work' not in ldm(capsys, 'check', copy)[1]
     assert ldm(capsys, 'resume', copy)[0] == 0

@@ -1,5 +1,5 @@
 "`ldm reproduce`: what is missing is trained, stopped, gone on with and recorded, and nothing else is."
-import gzip, json, multiprocessing, os, re, signal, time, warnings
+import gzip, json, multiprocessing, os, re, signal, socket, time, warnings
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,7 @@ def test_another_process_is_at_work(reproduce, monkeypatch):
     here.recv()
     code, _, err = reproduce('3')
     p.kill(); p.join()
-    assert code == 2 and f'figure 3 has to wait: another process ({p.pid}) is at work in {folder}\n' in err
+    assert code == 2 and f'figure 3 has to wait: another process ({socket.gethostname()}:{p.pid}) is at work in {folder}\n' in err
     assert 'all other runs are done' in err.splitlines()[-1]
     assert [x.name for x in reproduce.data.iterdir()] == ['gridworld-rl2-release.jsonl.gz']
     assert reproduce('3')[0] == 0 and len(list(reproduce.data.iterdir())) == 2

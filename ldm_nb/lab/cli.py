@@ -45,11 +45,12 @@ from .reproduce import (
     Experiment, budget, figure_rows, train_command, estimate, keep_weights, overview, read_bench, read_table, reproduce,
     estimate_origin, longest_run, missing_seeds, speed, unused_folder)
 from .share import Share, has_diverged, is_trained
-from .division import devices_of, divide, groups_of, join, share_folders, train_shares
+from .division import (
+    devices_of, diverged_runs, divide, ended_runs, groups_of, join, remove_shares, share_folders, train_shares)
 from .cluster import Task, check_limit, check_place, drive, executor_of, log_tail, read_resources
 from .sweeps import (
-    check_plan, cost_table, draw_sweep, evaluation_seconds, parse_sets, runs_below, status_table, sweep_results,
-    sweep_rows, sweep_table)
+    check_plan, cost_table, draw_sweep, evaluation_seconds, part_state, parts_of, parse_sets, runs_below, status_table,
+    sweep_results, sweep_rows, sweep_table)
 from .entries import METHODS, Chosen, complete, method_of, with_options
 from .opened import from_file, load, opened, place_of
 from ldm_nb.lab.presets import (
@@ -526,7 +527,7 @@ def start_reproduce(
     if own_process.get(): os.nice(19) # not in a notebook, which would stay slow
     def over(): return run.minutes > 0 and time.monotonic() > until
     def keep(folder, e):
-        record([folder], run.data, e.variant or None, complete, mixed=True)
+        for x in [folder, *diverged_runs(folder)]: record([x], run.data, e.variant or None, complete, mixed=True)
         keep_weights(folder, e, table, Path(run.data).parent/'weights')
     status = reproduce(rows, run.data, run.runs, run_function(run, over), keep, lambda text: err.write(text + '\n'))
     if status == 130 and over():
@@ -572,8 +573,10 @@ def prepared(
     if parts := share_folders(folder): return parts
     info = read_config(folder)
     with locked(folder):
+        remove_shares(folder) # what a join that was killed has left
         frames = budget(e) if budget(e) > info['frames'] else 0
-        if not frames and is_trained(folder): return []
+        gone = {s for p in diverged_runs(folder) for s in read_config(p)['seeds']}
+        if not frames and is_trained(folder) or gone >= {*info['seeds']}: return []
         return divide(resumed(Resume(str(folder), device='cpu'), info, frames), groups_of(info['seeds'], size))
 
 # %% ../../nbs/lab/884_cli.ipynb #8840011a
@@ -612,12 +615,14 @@ def run_jobs(
     def show(states):
         if board.terminal or states != before: board(status_table([Path(f) for f in parts]))
         before[:] = states
-    for f in (f for f, shares in parts.items() if not shares): keep(f, f) # trained, but not recorded yet
+    for f in (f for f, shares in parts.items() if not shares): # at its end, but not recorded yet
+        for x in ended_runs(f): keep(x, f)
     most = need.parallel or (max(1, cores(0, 10**4)//threads) if on == 'local' else 0)
     try: failed = drive(tasks, executor, jobs/'jobs.json', run.retries, most, joined, show, poll)
     except KeyboardInterrupt as e: e.add_note('the same command continues; jobs of a cluster are not stopped'); raise
-    for t in (t for t in tasks if t.over == 'failed'):
-        err.write('\n'.join([f'failed {t.deaths} times: {t.share.folder}', *(f'  {l}' for l in log_tail(t))]) + '\n')
+    for t in (t for t in tasks if t.over in ('failed', 'cancelled')):
+        what = f'failed {t.deaths} times' if t.over == 'failed' else 'cancelled, the same command submits it again'
+        err.write('\n'.join([f'{what}: {t.share.folder}', *(f'  {l}' for l in log_tail(t))]) + '\n')
     return int(failed > 0)
 
 # %% ../../nbs/lab/884_cli.ipynb #8840011f
@@ -692,7 +697,8 @@ def costs_on(
     need, size = placed(run, rows)
     bench = Path(run.data).parent/'bench'
     histories = {k: read_bench(bench, k) for k in ('cpu', 'cuda')}
-    text = cost_table(rows, run.data, run.runs, histories, need, size, estimate_origin(histories['cpu']))
+    source = estimate_origin(histories['cpu'] + histories['cuda'])
+    text = cost_table(rows, run.data, run.runs, histories, need, size, source)
     out.write(wrapped_text(text, columns()) + '\n')
     return 0
 
@@ -710,7 +716,7 @@ def start_status(
             out.write(wrapped_text(text, columns()) + '\n')
             return 0
         board(text)
-        if all(map(is_trained, folders)): return 0
+        if all(part_state(p)['state'] in ('done', 'diverged') for f in folders for p in parts_of(f)): return 0
         time.sleep(run.every)
 
 # %% ../../nbs/lab/884_cli.ipynb #8840012b
@@ -719,9 +725,11 @@ def start_sweep_report(
 )->int: # exit status
     "Run `ldm sweep-report`; raises `RunError` if no record carries the name of the sweep"
     file = check_file('out', run.out or f'sweep-{Path(run.name).name}.png', FORMATS)
-    names, results = sweep_results(run.name, run.data)
+    names, results, lost = sweep_results(run.name, run.data)
+    out.write(wrapped_text(sweep_table(names, results, lost), columns()) + '\n')
+    if not any(map(len, results.values())): return 0 # every seed diverged: there is nothing to draw
     write_file(file, lambda p: draw_sweep(names, results).savefig(p, format=file.suffix[1:].lower()))
-    out.write(wrapped_text(sweep_table(names, results), columns()) + f'\n\n{file}\n')
+    out.write(f'\n{file}\n')
     return 0
 
 # %% ../../nbs/lab/884_cli.ipynb #93c0de02

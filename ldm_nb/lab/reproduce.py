@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'DRAWN_FROM_NETWORKS', 'Experiment', 'parse_settings', 'row_settings', 'world_of', 'read_table', 'config',
            'figure_rows', 'differing_settings', 'missing_seeds', 'budget', 'stored_seeds', 'unused_folder',
-           'seeds_text', 'longest_run', 'train_command', 'reproduce', 'train_row', 'keep_weights', 'kept_weights',
-           'merge_networks', 'speed', 'estimate', 'read_bench', 'estimate_origin', 'overview', 'figure_curves',
-           'check_labels', 'Networks', 'kept_networks']
+           'seeds_text', 'number_text', 'longest_run', 'train_command', 'reproduce', 'train_row', 'keep_weights',
+           'kept_weights', 'merge_networks', 'speed', 'estimate', 'read_bench', 'estimate_origin', 'overview',
+           'figure_curves', 'check_labels', 'Networks', 'kept_networks']
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00004
 import csv, json, shlex, math, time
@@ -30,6 +30,7 @@ from .runs import Exists
 from ..evaluation.compare import read_curves
 from .lock import Busy, locked
 from .jobs import processes_for, max_processes
+from .division import diverged_runs
 from .presets import (
     PRESETS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
     check, iterations, parse_frames, parse_seeds)
@@ -196,6 +197,20 @@ def seeds_text(
     contiguous = seeds == list(range(seeds[0], seeds[-1] + 1))
     return f'{seeds[0]}:{seeds[-1] + 1}' if contiguous else ','.join(map(str, seeds))
 
+# %% ../../nbs/lab/880_reproduce.ipynb #880f0024
+def number_text(
+    x:float,
+)->str:
+    """Write a number as short as possible, so that reading it gives the same number
+
+    ```python
+    >>> number_text(.9), number_text(1.), number_text(.97999991)
+    ('0.9', '1', '0.97999991')
+
+    ```
+    """
+    return short if float(short := f'{x:g}') == x else repr(x)
+
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00010
 def longest_run(
     e:Experiment, # a row
@@ -207,7 +222,8 @@ def longest_run(
     for file in sorted(Path(runs).glob(f'{e.name}/*/config.json')):
         try: info = read_config(file.parent)
         except RunError: continue # damaged, or being written by another process
-        if differing_settings(e, info['config']) or not set(seeds) <= set(info['seeds']): continue
+        gone = [s for p in diverged_runs(file.parent) for s in read_config(p)['seeds']]
+        if differing_settings(e, info['config']) or not set(seeds) <= {*info['seeds'], *gone}: continue
         candidates.append((max(map(iteration_of, checkpoints(file.parent)), default=0)*chunk, file.parent))
     done, folder = max(candidates, default=(0, None))
     return folder, done
@@ -233,9 +249,8 @@ def train_command(
         option = k.replace('_', '-')
         if isinstance(v, bool): words += [f"--{'' if v else 'no-'}{option}"]
         elif isinstance(v, tuple): words += [f'--{option}', *map(str, v)]
-        else: words += [f'--{option}', f'{v:g}' if isinstance(v, float) else str(v)]
-    short = f'{e.frames:g}'
-    return words + ['--frames', short if float(short) == e.frames else str(e.frames)]
+        else: words += [f'--{option}', number_text(v) if isinstance(v, float) else str(v)]
+    return words + ['--frames', number_text(e.frames)]
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92b50001
 def reproduce(
@@ -371,12 +386,14 @@ def estimate(
     def far(r):
         other = r['world'] != e.world, r['method'].removesuffix('-oracle') != method
         sizes = abs(math.log(r['seeds']/len(seeds))) + abs(math.log(r['threads']/threads))
-        return other, r['preset'] != e.preset, sizes
+        duet = (r['threads'] > r['seeds']) != (threads > len(seeds)) # of two processes for one seed, each does less
+        return other, r['preset'] != e.preset, duet, sizes
     like = {w for w in WORLDS if bool(make_world(w).n_actions) == bool(world_of(e).n_actions)}
-    alike = [r for r in reversed(history) if r['world'] in like]
+    alike = [r for r in reversed(history) if r['world'] in like and not r.get('compiled')]
     if not alike: return None, ''
     best = min(alike, key=far)
-    return best['frames_per_s'], '~'*any(far(best)[0])
+    scale = threads/best['threads'] if best['device'] == 'cpu' else 1
+    return scale*best['frames_per_s'], '~'*any(far(best)[0])
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0012
 def read_bench(
@@ -399,10 +416,13 @@ def estimate_origin(
     history:list, # measurements of `ldm bench`, from `read_bench`
 )->str:
     "Say on which machine the estimates were measured"
-    if not history: return 'there are no measurements of ldm bench'
-    on = dict.fromkeys(f"{r['machine']['cpu']} with {r['machine']['cores']} cores" for r in reversed(history))
-    return (f"estimated from ldm bench on {' and '.join(on)} (newest: {history[-1]['date']}); "
-            '~: from the nearest world or method that was timed')
+    def name(r):
+        machine = r['machine']
+        return machine.get('gpu') if r['device'] == 'cuda' else f"{machine['cpu']} with {machine['cores']} cores"
+    eager = [r for r in reversed(history) if not r.get('compiled')]
+    if not eager: return 'there are no measurements of ldm bench'
+    return (f"estimated from ldm bench on {' and '.join(dict.fromkeys(map(name, eager)))} "
+            f"(newest: {max(r['date'] for r in eager)}); ~: from the nearest world or method that was timed")
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92d00006
 def overview(

@@ -19,9 +19,9 @@ def trained_frames(
     folder, # run folder
 )->int: # frames of one seed; 0 if the training has not come to its end
     "Frames of the networks that a finished run has written"
-    try: data = (Path(folder)/'weights.safetensors').read_bytes()
-    except OSError: return 0
-    header = data[8:8 + int.from_bytes(data[:8], 'little')]
+    try:
+        with open(Path(folder)/'weights.safetensors', 'rb') as f: header = f.read(int.from_bytes(f.read(8), 'little'))
+    except (OSError, OverflowError, MemoryError): return 0
     try: return json.loads(json.loads(header)['__metadata__']['about'])['frames']
     except (ValueError, KeyError, TypeError): return 0
 
@@ -38,7 +38,13 @@ def has_diverged(
     folder, # run folder
 )->bool:
     "Did every seed of a run diverge?"
-    try: last = {r['seed']: r for r in read_jsonl(Path(folder)/'metrics.jsonl')}
+    path = Path(folder)/'metrics.jsonl'
+    try:
+        with open(path, 'rb') as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - 2**16))
+            end = f.read()
+        if end.count(b'\n') > 1 and b'"frozen": {' not in end: return False # its last line is whole
+        last = {r['seed']: r for r in read_jsonl(path)}
     except (OSError, ValueError, KeyError, TypeError): return False
     return bool(last) and all(r.get('frozen') for r in last.values())
 
