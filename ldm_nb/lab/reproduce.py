@@ -32,7 +32,7 @@ from .lock import Busy, locked
 from .jobs import processes_for, max_processes
 from .division import diverged_runs
 from .presets import (
-    PRESETS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
+    OFF_POLICY, PRESETS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
     check, iterations, parse_frames, parse_seeds)
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00007
@@ -381,19 +381,21 @@ def estimate(
     seeds:list, # the seeds that would be trained
 )->tuple: # frames/s, summed over seeds, or None; '~' if another world or method was timed, else ''
     "Estimate how fast a row trains, from the nearest record"
-    cfg, method = config(e), e.method.removesuffix('-oracle')
+    def base(method): return method.removesuffix('-oracle')
+    cfg, stand_in = config(e), base(e.method).replace('mixreg', 'ldm')
     threads = min(processes, max_processes(method_of(e.world, e.method), cfg, len(seeds)))
     def far(r):
-        other = r['world'] != e.world, r['method'].removesuffix('-oracle') != method
+        other = r['world'] != e.world, base(r['method']) != stand_in
         sizes = abs(math.log(r['seeds']/len(seeds))) + abs(math.log(r['threads']/threads))
         duet = (r['threads'] > r['seeds']) != (threads > len(seeds)) # of two processes for one seed, each does less
         return other, r['preset'] != e.preset, duet, sizes
     like = {w for w in WORLDS if bool(make_world(w).n_actions) == bool(world_of(e).n_actions)}
-    alike = [r for r in reversed(history) if r['world'] in like and not r.get('compiled')]
+    alike = [r for r in reversed(history) if r['world'] in like and not r.get('compiled')
+             and (r['method'] in OFF_POLICY) == (e.method in OFF_POLICY)]
     if not alike: return None, ''
     best = min(alike, key=far)
     scale = threads/best['threads'] if best['device'] == 'cpu' else 1
-    return scale*best['frames_per_s'], '~'*any(far(best)[0])
+    return scale*best['frames_per_s'], '~'*((best['world'], base(best['method'])) != (e.world, base(e.method)))
 
 # %% ../../nbs/lab/880_reproduce.ipynb #880f0012
 def read_bench(
