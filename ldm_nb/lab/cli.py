@@ -27,6 +27,8 @@ from ..core.settings import override, rules, settings, sources
 from ..worlds.check import check_world
 from ..worlds.registry import OURS, WORLDS, make_world, options_of as options_in
 from ..training.trainer import Diverged, frames_of
+
+# %% ../../nbs/lab/884_cli.ipynb #aab8a456
 from .crew import Gone, keep_heap, cores
 from .graphs import compiler_trouble
 from ..evaluation.records import check_name, record_name

@@ -32,7 +32,7 @@ from .lock import Busy, locked
 from .jobs import processes_for, max_processes
 from .division import diverged_runs
 from .presets import (
-    OFF_POLICY, PRESETS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
+    OFF_POLICY, PRESETS, TIMED_AS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
     check, iterations, parse_frames, parse_seeds)
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a00007
@@ -382,7 +382,7 @@ def estimate(
 )->tuple: # frames/s, summed over seeds, or None; '~' if another world or method was timed, else ''
     "Estimate how fast a row trains, from the nearest record"
     def base(method): return method.removesuffix('-oracle')
-    cfg, stand_in = config(e), base(e.method).replace('mixreg', 'ldm')
+    cfg, stand_in = config(e), TIMED_AS.get(base(e.method), base(e.method))
     threads = min(processes, max_processes(method_of(e.world, e.method), cfg, len(seeds)))
     def far(r):
         other = r['world'] != e.world, base(r['method']) != stand_in
