@@ -13,10 +13,10 @@ def ldm(*argv, status=0):
 def lines(run): return [json.loads(l) for l in (run/'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
 
 def in_tensorboard(run, seed):
-    "name of a curve -> [(frames, value)], as TensorBoard reads them"
+    "name of a curve -> [(frames, value)] in order of frames; files of one second (only a test is that fast) are read in any order"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     seen = EventAccumulator(str(run/'tensorboard'/f'seed-{seed}')).Reload()
-    return {k: [(e.step, e.value) for e in seen.Scalars(k)] for k in seen.Tags()['scalars']}
+    return {k: sorted((e.step, e.value) for e in seen.Scalars(k)) for k in seen.Tags()['scalars']}
 
 def same(run, seed):
     "Has TensorBoard the numbers of metrics.jsonl, each evaluation once?"
