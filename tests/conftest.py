@@ -21,3 +21,8 @@ def pytest_collection_modifyitems(config, items):
     slow = [i for i in items if i.get_closest_marker('slow')]
     if slow: config.hook.pytest_deselected(items=slow)
     items[:] = [i for i in items if not i.get_closest_marker('slow')]
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    "Finished runs draw nothing: half the time of a short run, and tests of pictures draw their own"
+    monkeypatch.setattr('ldm_nb.lab.jobs.pictures', lambda job: [])

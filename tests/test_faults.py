@@ -20,18 +20,20 @@ from ldm_nb.lab.runs import run_records
 from ldm_nb.training.trainer import Progress
 
 QUICK = ['--posteriors', '4', '--transitions', '4', '--vae-batch', '4', '--vae-updates', '1']
-PEARL = '--workers 2 --chunk 400 --prior-steps 200 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 --train-tasks 2 --evaluate-every 1600'.split()
-OWN = dict(pearl=PEARL, mql='--horizon 100 --chunk 100 --workers 8 --initial-steps 200 --replay-size 900 --updates 2 --rl-batch 8 --history 4 --hidden 8 --train-tasks 8 --explore-episodes 1 --new-updates 2 --old-updates 2 --old-batch 8 --evaluate-every 1600'.split(),
+PEARL = '--workers 2 --chunk 400 --prior-steps 200 --initial-steps 400 --replay-size 900 --updates 2 --meta-batch 2 --task-batch 8 --hidden 8 --train-tasks 2 --evaluate-every 3200'.split()
+OWN = dict(pearl=PEARL, mql='--horizon 50 --chunk 50 --workers 16 --initial-steps 100 --replay-size 900 --updates 2 --rl-batch 8 --history 4 --hidden 8 --train-tasks 8 --explore-episodes 1 --new-updates 2 --old-updates 2 --old-batch 8 --evaluate-every 3200'.split(),
            mier=[*PEARL, *'--first-size 400 --model-layers 8 --explore-episodes 1 --model-updates 2 --rl-updates 2 --adapt-batch 8 --real-steps 2 --task-batch 8'.split()])
 STEP = ['--workers', '8', '--rollouts', '4'] # eight tasks of four rollouts, 1,920 frames in two stages
 MORE = dict(ldm=QUICK, emaml=STEP, promp=STEP) # method -> options that make it small; a new method is tested by being in METHODS
 FRAMES, N = 8*1920, 8
 
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    "An evaluation every second iteration"
-    monkeypatch.setattr(presets, 'default_interval', lambda world: 2*1920 if world.n_actions else 2*800)
+    "An evaluation every second iteration, with robots every fourth"
+    monkeypatch.setattr(presets, 'default_interval', lambda world: 2*1920 if world.n_actions else 4*800)
 
 def ldm(capsys, *argv):
     with pytest.raises(SystemExit) as e: main([str(a) for a in argv])
@@ -141,10 +143,10 @@ MOMENTS = {'iteration 5': (at_iteration, 5), 'file 4': (in_a_file, 4), 'rename 7
            'removal 1': (in_a_removal, 1)}
 
 def when_killed():
-    "Every case at every moment; of the half cheetah, minutes each, one moment a case without --slow"
+    "Every case at every moment; without --slow the other moments, of saving, with two methods alone, since all save by the same code"
     for case in CASES:
         for k, moment in enumerate(MOMENTS):
-            marks = [*case.marks, *[pytest.mark.slow]*(case.values[1] == 'cheetah-vel' and k > 0)]
+            marks = [*case.marks, *[pytest.mark.slow]*(k > 0 and case.values not in (('rl2', 'gridworld'), ('ldm', 'gridworld')))]
             yield pytest.param(*case.values, moment, id=f'{case.id}-{moment}', marks=marks)
 
 @pytest.mark.parametrize('method,world,moment', list(when_killed()))
@@ -536,7 +538,8 @@ def test_older_folder(copy, whole, tmp_path, capsys):
 
 # Seeds that join and leave
 
-@pytest.mark.parametrize('method', [pytest.param(m, marks=pytest.mark.xdist_group(f'gridworld-{m}')) for m in GRID])
+@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.xdist_group(f'gridworld-{m}'), *[pytest.mark.slow]*(m in ('varibad', 'mixreg', 'promp'))])
+                                    for m in GRID])
 def test_seeds_join(method, whole, tmp_path, capsys):
     "Seed 9 joins a finished run of two; killed and stopped on its way, the run of three is that of three from the beginning"
     run = Path(shutil.copytree(whole(method), tmp_path/'run'))

@@ -12,6 +12,8 @@ from ldm_nb.lab.entries import with_options
 from ldm_nb.lab.presets import METHODS, PRESETS, WORLDS, preset, refusal
 from ldm_nb.lab.config import read_config
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 def many(n): return hyp(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 

@@ -74,8 +74,12 @@ class Notebook:
         if skip: linecache.cache.pop(self.fname, None)  # the padded copy; the file has these lines
         if self.shell.exc: self.failed = cell
         self.done += 1
-        if self.done == len(self.cells):  # what the page registered is gone for the tests that follow in this process
-            for now, then in self.before: now.clear(); now.update(then)
+        if self.done == len(self.cells): self.forget()
+
+    def forget(self):
+        "What the page registered and its variables are gone for the tests that follow in this process"
+        for now, then in self.before: now.clear(); now.update(then)
+        if not self.failed: self.shell.reset(new_session=False); self.shell = None
 
     def test(self, i):
         while self.done <= i and not self.failed: self.run(self.cells[self.done])

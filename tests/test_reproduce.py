@@ -10,6 +10,8 @@ from ldm_nb.lab.reproduce import COLUMNS, kept_weights
 from ldm_nb.evaluation.records import read_records
 from ldm_nb.lab.config import read_config
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 ROWS = ('B,gridworld,ldm,paper,small,vae_batch=2 buffer_size=64 posteriors=4 gru_hidden=16,3:5,4000',
         '3,gridworld,rl2,paper,,,3:5,4000',
         '1c,gridworld,rl2,paper,,,4:5,4000',

@@ -19,6 +19,8 @@ from ldm_nb.lab.checkpoints import checkpoints, measured, read_seed
 from ldm_nb.lab.runs import new_run, record
 from test_faults import die, forked
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 LDM = [sys.executable, '-c', 'from ldm_nb.lab.cli import main; main()']
 FORK = multiprocessing.get_context('fork')
 

@@ -4,6 +4,8 @@ import importlib.machinery, json, subprocess, sys, types
 import pytest
 from ldm_nb.lab.cli import main
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 SMALL = ['train', 'gridworld', '--method', 'rl2', '--seeds', '3,7', '--workers', '2', '--episodes', '1', '--gru-hidden', '8', '--threads', '1']  # an iteration has 60 frames
 
 def ldm(*argv, status=0):
