@@ -187,7 +187,7 @@ def update(
 )->tuple: # state, metrics (name -> [S])
     "Update the initial policy from the rounds of an iteration"
     episodes = cfg.workers*world.episodes*len(exp.samples)
-    stats, metrics, counts = after_rounds(world, state['stats'], exp, episodes)
+    rest, metrics, counts = after_rounds(world, state, exp, episodes)
     p, bonus_weight = state['params']['policy'], cfg.exploration*relative_reward(exp)
     g, product = local_model(cfg, p, exp.samples, bonus_weight, counts)
     x, bad = conjugate_gradients(product, g, cfg.cg_steps)
@@ -195,7 +195,7 @@ def update(
     def value(p): return objective(cfg, p, exp.samples, bonus_weight, counts)
     p, more = line_search(value, p, x, curvature, cfg.kl_limit, cfg.line_steps)
     more |= dict(policy_norm=norm(g), bad_curvature=((bad | ~(curvature > 0)) & (norm(g) > 0)).float())
-    return dict(state, params=dict(policy=p), stats=stats), metrics | more
+    return state | dict(params=dict(policy=p)) | rest, metrics | more
 
 # %% ../../nbs/methods/745_emaml.ipynb #74500032
 def agent(
@@ -208,4 +208,4 @@ def agent(
 
 STAGES = dict(policy=Stage(update, ('policy',)))
 METHOD = Method('emaml', EMAML, init_rounds, draw_noise, collect, update, agent, ROBOTS, check_rounds, test_episodes,
-                stages=STAGES)
+                stages=STAGES, counted=('empty_tasks', 'rejected_steps', 'bad_curvature'))
