@@ -186,7 +186,7 @@ def start_train(
     devices = devices_of(run.device, torch.cuda.device_count())
     with new_run(job.folder, info), with_hint(job.folder), tracking(job.folder, info, run.track) as told:
         if len(devices) > 1 and len(info['seeds']) > 1: return train_divided(job, devices)
-        return execute(job, eval_every(job.cfg, job.world), over=stop, told=told)
+        return execute(job, eval_every(job.method, job.cfg, job.world), over=stop, told=told)
 
 # %% ../../nbs/lab/884_cli.ipynb #884f0006
 def describe(
@@ -274,7 +274,7 @@ def start_resume(
     with locked(run.run), with_hint(run.run):
         if parts: return train_divided(assemble(run.run, device='cpu'), devices)
         job, train_command = resumed(run, info, frames), ' '.join(['ldm resume RUN', *changes])
-        every = eval_every(job.cfg, job.world)
+        every = eval_every(job.method, job.cfg, job.world)
         for wanted in planned_changes(info['seeds'], unfinished_change(run.run), add, remove):
             with tracking(run.run, info) as told: status = change(job, wanted, assemble, every, train_command, told)
             if status: return status
