@@ -146,7 +146,7 @@ def bench(
     rate, alone = (before + rates())/2, (alone + physics())/2
     agent = method.agent(cfg, p.state, True)
     if getattr(cfg, 'adapt_at', 'all') == 'last': agent = replace(agent, between=agent.briefly)
-    evaluation = evaluation_time(tested_world(method, cfg, world), agent, gens, device)/eval_every(cfg, world)
+    evaluation = evaluation_time(tested_world(method, cfg, world), agent, gens, device)/eval_every(method, cfg, world)
     names = [k for k in rows[0] if k != 'memory']
     spent = {k: median([r[k].mean().item() for r in rows[warm:]]) for k in names} | dict(evaluation=evaluation)
     parts = shares(len(seeds), min(processes, len(seeds)))

@@ -249,9 +249,10 @@ def terminal_width()->int:
 # %% ../../nbs/lab/850_jobs.ipynb #65a0b002
 def failures(
     metrics:dict, # name -> [S] metric of one iteration
+    more:tuple=(), # names of metrics that are counted too
 )->dict: # name in words -> number of failures, if not 0
     "Count the failures of one iteration, summed over the seeds"
-    failed = {k.replace('_', ' '): v for k, v in metrics.items() if k.endswith('_failures')}
+    failed = {k.replace('_', ' '): v for k, v in metrics.items() if k.endswith('_failures') or k in more}
     counts = {k: int(v.nan_to_num(posinf=0.).sum()) for k, v in failed.items()}
     return {k: n for k, n in counts.items() if n}
 
@@ -268,7 +269,7 @@ class Sink:
         "Take the metrics of an iteration; draw if it is time"
         r, now = metrics['return'].mean().item(), time.monotonic()
         self.shown['sampled'] = .95*self.shown.get('sampled', r) + .05*r
-        for k, n in failures(metrics).items(): self.shown[k] = self.shown.get(k, 0) + n
+        for k, n in failures(metrics, self.job.method.counted).items(): self.shown[k] = self.shown.get(k, 0) + n
         took, self.ticked = now - self.ticked, now
         self.pace = .95*self.pace + .05*took if self.pace else took
         due = not self.closed and now - self.last > (.5 if self.terminal else self.every)

@@ -246,7 +246,7 @@ class SweepReport:
 # %% ../../nbs/lab/860_options.ipynb #87000035
 @dataclass(frozen=True)
 class Bench:
-    "Time the stages of training and compare them with the machine's own rate."
+    "Time the stages of training and compare them with the machine's own rate; settings as for `ldm train`."
     world:str = option('world to train on', 'WORLD', 'gridworld', positional=True)
     method:str = option('method to time', 'METHOD', 'ldm')
     preset:str = option('its settings', 'PRESET', 'paper')

@@ -26,7 +26,7 @@ from ..evaluation.imagined_worlds import imagined_world
 from ..training.trainer import Method, frames_of, with_weights, weights_of
 from .config import check_config, read_config
 from .checkpoints import load_weights
-from .jobs import Job, job, newest
+from .jobs import Job, job, newest, tested_world
 from .entries import (
     METHODS, Chosen, Entry, as_stored, complete, method_of, named_method, default_settings, plain_settings,
     drop_old_settings, old_values, with_options)
@@ -356,11 +356,15 @@ def iterations(
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0015
 def eval_every(
-    cfg, # settings with `workers`
+    method:Method, # method to train
+    cfg, # its settings, with `workers`
     world:World, # world to train on
 )->int:
     "Iterations between evaluations, at least one; a method may have its own interval, the setting `evaluate_every`"
-    return max(1, round((getattr(cfg, 'evaluate_every', 0) or default_interval(world))/frames_of(cfg, world)))
+    frames, own = frames_of(cfg, world), getattr(cfg, 'evaluate_every', 0)
+    every = max(1, round((own or default_interval(world))/frames))
+    if own or not method.test_episodes: return every
+    return max(every, -(-tested_world(method, cfg, world).steps*cfg.workers//frames))
 
 # %% ../../nbs/lab/872_presets.ipynb #8f8eac61
 def fit(

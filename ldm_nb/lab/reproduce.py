@@ -402,14 +402,14 @@ def read_bench(
     folder, # folder of measurements, e.g. 'data/bench'
     device:str='cpu', # 'cpu' or 'cuda'
 )->list: # measurements on this kind of device, the newest last
-    "Read the measurements of `ldm bench`; lines that are none are left out"
+    "Read the measurements of `ldm bench` with the settings of a preset; lines that are none are left out"
     files = sorted(Path(folder).glob('*.jsonl'))
     lines = [l for f in files for l in f.read_text(encoding='utf-8', errors='replace').splitlines()]
     needed = {'world', 'method', 'preset', 'seeds', 'threads', 'frames_per_s', 'machine', 'date'}
     def record(l):
         try: r = json.loads(l)
         except ValueError: return None
-        valid = isinstance(r, dict) and needed <= r.keys()
+        valid = isinstance(r, dict) and needed <= r.keys() and not r.get('settings')
         return r if valid and r.get('device') == device and r['frames_per_s'] > 0 else None
     return sorted(filter(None, map(record, lines)), key=lambda r: r['date'])
 

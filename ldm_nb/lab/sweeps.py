@@ -26,6 +26,7 @@ from .lock import at_work
 from ldm_nb.lab.reproduce import (
     Experiment, budget, config, estimate, longest_run, missing_seeds, number_text, parse_settings, seeds_text,
     world_of)
+from .entries import method_of
 from .presets import eval_every, preset, with_options
 from .share import has_diverged, is_trained, note_file, read_note
 from .division import diverged_runs, groups_of, share_folders
@@ -179,7 +180,7 @@ def evaluation_seconds(
 )->float: # seconds
     "Time from one evaluation of a job to the next"
     cfg, world = config(e), world_of(e)
-    return len(seeds)*eval_every(cfg, world)*frames_of(cfg, world)/speed
+    return len(seeds)*eval_every(method_of(world, e.method), cfg, world)*frames_of(cfg, world)/speed
 
 # %% ../../nbs/lab/883_sweeps.ipynb #8830001f
 def cost_table(

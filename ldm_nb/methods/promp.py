@@ -99,7 +99,7 @@ def update(
 )->tuple: # state, metrics (name -> [S])
     "Update the initial policy from the rounds of an iteration"
     episodes = cfg.workers*world.episodes*len(exp.samples)
-    stats, metrics, counts = after_rounds(world, state['stats'], exp, episodes)
+    rest, metrics, counts = after_rounds(world, state, exp, episodes)
     p, moments, sums = state['params']['policy'], state['opt']['policy'], {}
     for _ in range(cfg.outer_steps):
         g, terms = outer_gradient(cfg, p, exp.samples, counts)
@@ -107,7 +107,7 @@ def update(
         terms['policy_norm'] = norm(g)
         sums = {k: v + sums.get(k, 0.) for k, v in terms.items()}
     means = {k: v/cfg.outer_steps for k, v in sums.items()}
-    return dict(state, params=dict(policy=p), opt=dict(policy=moments), stats=stats), metrics | means
+    return state | dict(params=dict(policy=p), opt=dict(policy=moments)) | rest, metrics | means
 
 # %% ../../nbs/methods/750_promp.ipynb #7500001e
 def agent(
@@ -120,4 +120,4 @@ def agent(
 
 STAGES = dict(policy=Stage(update, ('policy',)))
 METHOD = Method('promp', ProMP, init, draw_noise, collect, update, agent, MUJOCO, check_rounds, test_episodes,
-                stages=STAGES)
+                stages=STAGES, counted=('empty_tasks',))

@@ -23,7 +23,7 @@ from ..worlds.tasks import Discrete, Family, World, finite
 from ..policy.policy import Agent, Noise, action_noise, action_std, sample
 from ..policy.running import init_running, standardised, update_running
 from ..training.rollout import Episode, Traj, episode_sums, rollout
-from ..training.experience import MAX_FAILURES
+from ..training.experience import count_failures
 from .inner import (
     Inner, Rollouts, Samples, by_task, init_feedforward, inner_step, moved, own_copies, samples, surrogate)
 
@@ -76,7 +76,9 @@ def init_rounds(
     "State before the first iteration, without moments of an optimiser"
     S, device = len(gens['init']), gens['init'][0].device
     seen = dict(seen=init_running(S, world.obs_dim + 1, device)) if cfg.inner.scale_observations else {}
-    return dict(params=dict(policy=init_feedforward(gens['init'], cfg.inner, world)), opt={}, stats=seen, workers={})
+    failing = dict(failing=torch.zeros(S, dtype=torch.float32, device=device)) if world.simulator else {}
+    return dict(params=dict(policy=init_feedforward(gens['init'], cfg.inner, world)), opt={}, stats=seen,
+                workers=failing)
 
 # %% ../../nbs/methods/742_rounds.ipynb #7420002c
 def scaling(cfg:Inner, stats:dict)->Callable: # settings; `stats` of a state -> function of observations
@@ -165,17 +167,20 @@ def collect_rounds(
 # %% ../../nbs/methods/742_rounds.ipynb #7420001b
 def after_rounds(
     world:World, # with a simulator, its failures are counted
-    stats:dict, # `stats` of the state before the iteration
+    state:dict, # state before the iteration
     exp:Rounds, # rounds of an iteration
     episodes:int, # episodes of all workers in all rounds
-)->tuple: # new `stats`; metrics (name -> [S]); [S,M] bool, tasks that count
+)->tuple: # new `stats` and `workers` of the state; metrics (name -> [S]); [S,M] bool, tasks that count
     "Running statistics, returns, and what went wrong"
-    if exp.obs: stats = stats | dict(seen=update_running(stats['seen'], torch.cat(exp.obs, 1)))
+    new = {k: state[k] for k in ('stats', 'workers')}
+    if exp.obs: new['stats'] = new['stats'] | dict(seen=update_running(new['stats']['seen'], torch.cat(exp.obs, 1)))
     counts = torch.stack([s.weight.sum(-1) > 0 for s in exp.samples]).all(0)
     out = {'return': exp.returns[-1], 'first_return': exp.returns[0], 'empty_tasks': (~counts).sum(1).float()}
-    broken = exp.lost > MAX_FAILURES*episodes
-    if world.simulator: out['simulator_failures'] = torch.where(broken, torch.inf, exp.lost.float())
-    return stats, out, counts
+    if world.simulator:
+        failing, out['simulator_failures'] = count_failures(
+            new['workers']['failing'], exp.lost, torch.full_like(exp.lost, episodes))
+        new['workers'] = dict(failing=failing)
+    return new, out, counts
 
 # %% ../../nbs/methods/742_rounds.ipynb #7420001f
 def test_episodes(cfg)->int: # settings of a method, with `inner`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORKER_FIELDS', 'MAX_FAILURES', 'first_workers', 'first_stats', 'steps_of', 'experience_noise', 'Experience',
-           'initial_memory', 'play', 'after_rollout', 'episodes_ended', 'keep_tasks', 'update_policy']
+           'initial_memory', 'play', 'count_failures', 'after_rollout', 'episodes_ended', 'keep_tasks', 'update_policy']
 
 # %% ../../nbs/training/516_experience.ipynb #51600004
 from typing import NamedTuple
@@ -116,6 +116,19 @@ def play(
     group_noise = dict(task=noise['task'][:, :, group], action=u, reset=reset)
     return rollout_chunk(world, split, agent, before, h[:, group], group_noise, shown)
 
+# %% ../../nbs/training/516_experience.ipynb #5160002c
+MAX_FAILURES = .1 # share of episodes, by a running mean with weight .95 for the old value; ours
+
+def count_failures(
+    failing:Tensor, # [S] running share of episodes in which the simulator failed
+    failures:Tensor, # [S] such episodes of the iteration
+    episodes:Tensor, # [S] all episodes of the iteration
+)->tuple: # [S] new running share; [S] failures, infinite if there are too many
+    "Count failures of the simulator"
+    share = failures.float()/episodes.clamp(min=1)
+    failing = .95*failing + .05*share
+    return failing, torch.where((share > .5) | (failing > MAX_FAILURES), torch.inf, failures.float())
+
 # %% ../../nbs/training/516_experience.ipynb #51600012
 def after_rollout(
     cfg, # settings of a method
@@ -141,8 +154,6 @@ def after_rollout(
     return reward, dict(stats=stats, workers=workers | new), metrics
 
 # %% ../../nbs/training/516_experience.ipynb #5160002a
-MAX_FAILURES = .1 # share of episodes, by a running mean with weight .95 for the old value; ours
-
 def episodes_ended(
     world:World, # with a simulator, its failures are counted
     workers:dict, # `workers` of the state before the iteration
@@ -153,12 +164,10 @@ def episodes_ended(
     earned = workers['earned'][:, None] + traj.true_reward.cumsum(1) # not reset at ends, so it sums all episodes so far
     last = traj.end.long().cumsum(1).argmax(1, keepdim=True) # the step of the last end
     ended = torch.where(traj.end, earned, 0.).gather(1, last)[:, 0] # [S,B] sum over all episodes that ended
-    ends, failures = traj.end.sum(1), traj.lost.sum((1, 2)) # [S,B], [S]
+    ends = traj.end.sum(1) # [S,B]
     metrics = {'return': ended[:, :normal].sum(1)/ends[:, :normal].sum(1).clamp(min=1)}
-    share = failures.float()/ends.sum(1).clamp(min=1)
-    failing = .95*workers['failing'] + .05*share
-    broken = (share > .5) | (failing > MAX_FAILURES)
-    if world.simulator: metrics['simulator_failures'] = torch.where(broken, torch.inf, failures.float())
+    failing, failures = count_failures(workers['failing'], traj.lost.sum((1, 2)), ends.sum(1))
+    if world.simulator: metrics['simulator_failures'] = failures
     return dict(earned=earned[:, -1] - ended, failing=failing), metrics
 
 # %% ../../nbs/training/516_experience.ipynb #51600018

@@ -104,8 +104,9 @@ class Episode(NamedTuple):
     after:Tensor # [S,H,B,O+1] observations after each step
     action:Tensor # [S,H,B] or [S,H,B,A]
     reward:Tensor # [S,H,B] rewards shown to the agent
-    valid:Tensor # [S,H,B] bool, the step belongs to the same episode as the last step; a task that began less than H
-        # steps ago has its first step several times, and only the last of them is valid
+    valid:Tensor # [S,H,B] bool, the step belongs to the same episode as the last step, and the simulator did not
+        # fail in it; a task that began less than H steps ago has its first step several times, and only the last of
+        # them is valid
     index:Tensor # [S,B] number of the episode within its task, from 0
     ended:Tensor # [S,B] bool, the episode has ended with the last step, and the task goes on
 
@@ -126,6 +127,9 @@ def adapted_memory(
     rows = ((s.obs, s.seen.obs, s.action, s.reward, (s.trial.episode == index) & (i >= more))
             for i, s in enumerate([steps[0]]*more + steps))
     e = Episode(*(torch.stack(x, 1) for x in zip(*rows)), index, which)
+    if world.simulator and world.simulator.lost:
+        lost = world.simulator.lost(now.seen.obs[:, None], which[:, None], now.trial.step)
+        e = e._replace(valid=e.valid & ~lost)
     if noise is not None:
         i = index.reshape(len(index), 1, -1, *[1]*(noise.dim() - 3)).expand(-1, 1, -1, *noise.shape[3:])
         noise = noise.gather(1, i.clamp(max=noise.shape[1] - 1))[:, 0]

@@ -37,6 +37,7 @@ class Method(NamedTuple):
     worlds:Callable = None # cfg, world, state, latents [n,D] of imagined tasks, gens -> World of these tasks, or None:
         # the rewards are those that the decoder expects
     replays:bool = False # does the agent adapt with the buffer of training? From weights alone it does not adapt
+    counted:tuple = () # names of metrics that count what went wrong in an iteration; shown during training if not 0
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200005
 class Stage(NamedTuple):
