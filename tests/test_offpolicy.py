@@ -312,7 +312,8 @@ def test_adaptation_in_the_last_evaluation(method, tmp_path, capsys):
         return capsys.readouterr().out
     ldm('train', 'cheetah-vel', '--method', method, '--seeds', '3', '--frames', 2400, *TINY[method].split(), '--evaluate-every', 1200, '--out', run)
     rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]
-    assert [r.get('adapted', True) for r in rows] == [False]*(len(rows) - 1) + [True] and len(rows[-1]['per_task'][0]) == episodes
+    assert [r['adapted'] for r in rows] == [False]*(len(rows) - 1) + [True] and len(rows[-1]['per_task'][0]) == episodes
+    assert all(r['unadapted_test'] == r['test'] for r in rows[:-1]) and rows[-1]['unadapted_test'] != rows[-1]['test']
     world, agent = presets.load_agent(run, 3)
     assert world.episodes == episodes and agent.between and bool(agent.briefly) == (method == 'mier') # MIER infers a context in every evaluation
     with_buffer = ldm('evaluate', run)

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['DROPPED', 'tested_world', 'Job', 'job', 'ResumePlan', 'plan_resume', 'newest', 'restore', 'with_buffer', 'finished',
            'prospects', 'bar_line', 'bar_parts', 'clock_text', 'terminal_width', 'failures', 'Sink', 'evaluate_job',
-           'adapts', 'measure', 'max_processes', 'process_count', 'processes_for', 'Stop', 'resume_hint', 'with_hint',
-           'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
+           'adapts', 'evaluate_twice', 'measure', 'max_processes', 'process_count', 'processes_for', 'Stop',
+           'resume_hint', 'with_hint', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures',
+           'motion_pictures']
 
 # %% ../../nbs/lab/850_jobs.ipynb #51c5876f
 import math, os, signal, threading, time
+import torch
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -307,10 +309,11 @@ class Sink:
 # %% ../../nbs/lab/850_jobs.ipynb #342628a4
 def evaluate_job(
     job:Job, # job with the weights to evaluate
+    adapt:bool=True, # False: without an adaptation that takes long
 )->dict: # returns [S,K,N], reached [S,K,N] bool
     "Evaluate a job: play every task of every split with greedy actions"
     agent = job.method.agent(job.cfg, job.progress.state, True)
-    if not adapts(job): agent = replace(agent, between=agent.briefly)
+    if not (adapt and adapts(job)): agent = replace(agent, between=agent.briefly)
     return outcome(job.tested, evaluate(job.tested, agent, job.gens['eval']))
 
 def adapts(
@@ -320,6 +323,18 @@ def adapts(
     if job.method.replays and 'buffer' not in job.progress.state: return False
     return getattr(job.cfg, 'adapt_at', 'all') == 'all' or job.frames >= job.info['frames']
 
+# %% ../../nbs/lab/850_jobs.ipynb #342628b1
+def evaluate_twice(
+    job:Job, # job with the weights to evaluate
+)->tuple: # outcome of the evaluation; for each seed a dict with adapted, unadapted_train, unadapted_test
+    "Evaluate a job, and if its agent adapts, once more without adaptation and with the same noise"
+    if not hasattr(job.cfg, 'adapt_at'): return evaluate_job(job), [{} for _ in job.progress.seeds]
+    again = [torch.Generator(g.device).set_state(g.get_state()) for g in job.gens['eval']]
+    out = plain = evaluate_job(job)
+    if adapts(job): plain = evaluate_job(replace(job, gens=job.gens | dict(eval=again)), False)
+    rows = summary(job.tested, plain)
+    return out, [dict(adapted=adapts(job), **{f'unadapted_{k}': r[k] for k in ('train', 'test')}) for r in rows]
+
 # %% ../../nbs/lab/850_jobs.ipynb #342628a6
 def measure(
     job:Job, # job to evaluate
@@ -328,13 +343,12 @@ def measure(
     told=None, # function: metric lines of the evaluation -> None, such as one that sends them to a tracker
 )->None:
     "Evaluate, then write a metric line per seed and a timing line"
-    p, out, frames = job.progress, evaluate_job(job), job.frames
+    p, frames, (out, more) = job.progress, job.frames, evaluate_twice(job)
     means = {k: (v/max(p.count, 1)).tolist() for k, v in p.sums.items()}
     def plain(x): return float(f'{x:.6g}') if math.isfinite(x) else None
-    rows = [dict(seed=seed, frames=frames, **row, metrics={k: plain(v[i]) for k, v in means.items()})
+    rows = [dict(seed=seed, frames=frames, **row, **more[i], metrics={k: plain(v[i]) for k, v in means.items()})
             for i, (seed, row) in enumerate(zip(p.seeds, summary(job.tested, out)))]
     if job.method.test_episodes: rows = [r | dict(episodes=job.tested.episodes) for r in rows]
-    if not adapts(job): rows = [r | dict(adapted=False) for r in rows]
     for row, returns in zip(rows, out['returns'].tolist()):
         if row['seed'] in p.frozen: row['frozen'] = p.frozen[row['seed']]
         row['by_task'] = [round(task[-1], 2) for task in returns]
