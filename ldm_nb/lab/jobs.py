@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DROPPED', 'tested_world', 'Job', 'job', 'ResumePlan', 'plan_resume', 'newest', 'restore', 'with_buffer', 'finished',
            'prospects', 'bar_line', 'bar_parts', 'clock_text', 'terminal_width', 'failures', 'Sink', 'evaluate_job',
-           'adapts', 'evaluate_twice', 'measure', 'max_processes', 'process_count', 'processes_for', 'Stop',
+           'adapts', 'evaluate_twice', 'measure', 'max_processes', 'process_count', 'processes_for', 'settle', 'Stop',
            'resume_hint', 'with_hint', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures',
            'motion_pictures']
 
@@ -22,7 +22,7 @@ from ..core.files import append_jsonl
 from ..belief.buffer import capacity, stored
 from ..worlds.tasks import World
 from ..training.trainer import (
-    Method, Progress, Diverged, cause, frames_of, iteration_state, train, weights_of, with_weights)
+    Method, Progress, Diverged, cause, frames_of, iterate, iteration_state, train, weights_of, with_weights)
 from .crew import STOPS, Crew, may_fork
 from .graphs import Recorded
 from .duet import Duet
@@ -391,6 +391,24 @@ def processes_for(
     if process_count == 1: return nullcontext()
     if len(progress.seeds) > 1: return Crew(method, cfg, world, gens, progress, process_count)
     return Duet(method, cfg, world, gens, progress)
+
+# %% ../../nbs/lab/850_jobs.ipynb #dd546905
+def settle(
+    method:Method, # method that is timed
+    cfg, # settings of the method
+    world:World, # world of the training
+    gens:dict, # stream -> generators of all seeds
+    progress:Progress, # state of the training, before its first iteration; it advances
+    process_count:int, # number of processes, at most `max_processes(...)`
+)->None:
+    "Fill the buffer, and go to the first iteration that is like all later ones"
+    if not method.initial: return
+    with processes_for(method, cfg, world, gens, progress, process_count) as crew:
+        while progress.iteration < method.initial(cfg, world):
+            crew.step(progress) if crew else iterate(method, cfg, world, gens, progress)
+            progress.iteration += 1
+        if crew: crew.fetch(progress)
+    if method.usual: progress.iteration = max(progress.iteration, method.usual(cfg, world))
 
 # %% ../../nbs/lab/850_jobs.ipynb #dd5468f6
 class Stop:

@@ -482,4 +482,4 @@ def check(
 
 STAGES = dict(rl=Stage(update, ('model', 'actor', 'twin', 'slow', 'temperature')))
 METHOD = Method('mier', MIER, init, draw_noise, collect, update, agent, check=check, test_episodes=3, stages=STAGES,
-                replays=True)
+                replays=True, initial=initial_iterations)
