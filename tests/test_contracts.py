@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ldm_nb.core.seeds import flat, generators, take
+from ldm_nb.evaluation.compare import read_curves
 from ldm_nb.evaluation.evaluate import evaluate, outcome, with_episodes
 from ldm_nb.evaluation.motion import watch
 from ldm_nb.core.errors import BadInput
@@ -141,13 +142,16 @@ def test_test_episodes_and_expensive_adaptation(how, tmp_path, monkeypatch, caps
     ldm('train', 'gridworld', '--method', 'slow', '--workers', 4, '--seeds', '3', '--frames', 3*480, '--adapt-at', how, '--out', run)
     rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]
     assert [r['episodes'] for r in rows] == [6]*len(rows) and len(rows[-1]['per_task'][0]) == 6
-    assert [r.get('adapted', True) for r in rows] == [how == 'all']*(len(rows) - 1) + [True] and len(rows) == 2
+    assert [r['adapted'] for r in rows] == [how == 'all']*(len(rows) - 1) + [True] and len(rows) == 2
+    assert all(r['unadapted_test'] == r['test'] for r in rows) # its adaptation changes nothing
     assert called
     assert 'episode 6' in ldm('evaluate', run)
     record = tmp_path/'data'
     ldm('record', run, '--data', record)
     import gzip
-    assert json.loads(gzip.open(record/'gridworld-slow.jsonl.gz').read())['episodes'] == 6
+    stored = json.loads(gzip.open(record/'gridworld-slow.jsonl.gz').read())
+    assert stored['episodes'] == 6 and stored['adapted'] == [how == 'all', True] and stored['unadapted_train'] == stored['train']
+    assert read_curves(record/'gridworld-slow.jsonl.gz', [3]).values['adapted'].tolist() == [[how == 'all', 1.]]
 
 def test_more_episodes():
     world = with_episodes(gridworld(), 20)

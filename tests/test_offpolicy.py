@@ -178,6 +178,135 @@ def test_a_step_is_that_of_plain_torch():
         for name, w in flat(new[k]).items(): assert torch.allclose(w[0], flat(leaves[k])[name], atol=1e-9), (k, name)
     assert torch.allclose(torch.stack([losses[k][0] for k in ('critic', 'kl', 'actor')]), torch.stack([q_loss, kl, actor]), atol=1e-9)
 
+def plain_layers(p, *i): return [(p[k]['w'][i], p[k]['b'][i]) for k in sorted(p, key=lambda k: (k == 'out', k)) if k != 'bounds']
+
+def plain_mlp(layers, x, act=torch.relu):
+    for w, b in layers[:-1]: x = act(x @ w + b)
+    return x @ layers[-1][0] + layers[-1][1]
+
+def doubled(nets, seed):
+    "Networks in double precision, each moved away from its initial values and from its slow one"
+    g = torch.Generator().manual_seed(seed)
+    return tree_map(lambda x: (x + .1*torch.randn(x.shape, generator=g)).double(), nets)
+
+def test_a_step_of_mql_is_that_of_plain_torch():
+    "Double precision: torch's GRU on each window without padding, modules and Adam of torch; with weights and a pull, as in the adaptation"
+    cfg, O, A, F, U = override(mql.MQL(), history=3, context_units=5, hidden=(8, 8), rl_lr=1e-2), 4, 2, 7, 5
+    nets = mql.init_networks(cfg, generators([0])['init'], O, A)
+    params, centre = doubled(nets, 3), doubled(nets, 4)
+    opt, g = {k: init_moments(params[k]) for k in ('actor', 'twin')}, torch.Generator().manual_seed(5)
+    def some(*k): return torch.randn(*k, generator=g, dtype=torch.float64)
+    at = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]) # two episodes, of 5 and 7 steps
+    T = Transition(some(12, O), some(12, A).tanh(), some(12), some(12, O), some(12) > 1, at)
+    T = Transition(*(x.float().double() for x in T)) # the buffer holds single precision
+    zero, n = torch.zeros(1, 1).long(), len(at)
+    batch = mql.situations(to_rows(T)[None, None], zero + n, zero, torch.arange(n)[None, None], cfg.history, (O, A))
+    batch = mql.each(lambda x: x.double() if x.is_floating_point() else x, batch)
+    noise = [(some(1, n, A), some(1, n).exp()) for _ in range(2)] # two steps: the first one of Adam does not tell the size of a gradient
+    new, losses = params, []
+    for u, weight in noise:
+        new, opt, found = td3_step(cfg.td3, new, opt, batch, u, True, weight, .3, centre, mql.see)
+        losses.append(torch.stack([found['critic'][0], found['actor'][0]]))
+
+    leaves = tree_map(lambda x: x[0].clone().requires_grad_(), params)
+    adams = {k: torch.optim.Adam(list(flat(leaves[k]).values()), lr=1e-2) for k in ('actor', 'twin')}
+    def seen(p, obs, k, end): # context of the steps of its episode before row `end`, at most three of them
+        rows = range(max(k - int(at[k]), end - cfg.history), end)
+        cell, h = torch.nn.GRUCell(F, U, dtype=torch.float64), torch.zeros(1, U, dtype=torch.float64)
+        names = dict(weight_ih=p['w_x'].T, weight_hh=p['w_h'].T, bias_ih=p['b_x'][0], bias_hh=p['b_h'][0])
+        for i in rows:
+            step = torch.cat([T.action[i], T.reward[i:i+1], T.after[i]])[None]
+            h = torch.func.functional_call(cell, names, (step, h))
+        return torch.cat([obs[k], h[0]])
+    def inputs(name, later): return torch.stack([seen(leaves[name]['gru'], T.after if later else T.obs, k, k + later) for k in range(n)])
+    def act(name, later): return plain_mlp(plain_layers(leaves[name]['net']), inputs(name, later)).tanh()
+    def critics(name, later, action):
+        x = torch.cat([inputs(name, later), action], 1)
+        return [plain_mlp(plain_layers(leaves[name]['net'], i), x)[:, 0] for i in range(2)]
+    def distance(name): return sum(((x - flat(centre[name])[k][0])**2).sum() for k, x in flat(leaves[name]).items())
+    def step(name, loss):
+        adams[name].zero_grad(); loss.backward(); adams[name].step()
+    for (u, weight), found in zip(noise, losses):
+        with torch.no_grad():
+            action = (act('slow_actor', 1) + (cfg.td3.target_std*u[0]).clamp(-.5, .5)).clamp(-1, 1)
+            y = T.reward + .99*(1 - T.died)*torch.min(*critics('slow_twin', 1, action))
+        first = sum((weight[0]*(q - y)**2).mean() for q in critics('twin', 0, T.action)) + .3*distance('twin')
+        step('twin', first)
+        second = -(weight[0]*critics('twin', 0, act('actor', 0))[0]).mean() + .3*distance('actor')
+        step('actor', second)
+        for k in ('actor', 'twin'):
+            for name, w in flat(leaves[f'slow_{k}']).items(): w.data.lerp_(flat(leaves[k])[name].data, .005)
+        assert torch.allclose(found, torch.stack([first, second]), atol=1e-9)
+    for k in new:
+        for name, w in flat(new[k]).items(): assert torch.allclose(w[0], flat(leaves[k])[name], atol=1e-9), (k, name)
+
+def test_a_step_of_mier_is_that_of_plain_torch():
+    "Double precision: the two steps on the context task by task, Adam of torch, every loss written out; SAC has no gradient for the model"
+    M, n, O, A, L = 2, 6, 4, 2, 3
+    cfg = override(mier.MIER(), hidden=(8, 8), model_layers=(8, 8), context_size=L, context_lr=.1, context_clip=2., model_clip=4., rl_lr=1e-2, model_lr=1e-2)
+    params = doubled(dict(model=mier.init_model(cfg, generators([0])['init'], O + A), **init_sac(cfg.sac, generators([1])['init'], O + L, A)), 3)
+    opt = {k: init_moments(params[k]) for k in ('model', 'actor', 'twin', 'temperature')}
+    g = torch.Generator().manual_seed(4)
+    def some(*k): return torch.randn(*k, generator=g, dtype=torch.float64)
+    def steps(): return Transition(some(1, M, n, O), some(1, M, n, A).tanh(), 3*some(1, M, n), some(1, M, n, O), (some(1, M, n) > 1).double(), None)
+    first, batch = (x._replace(step=x.died) for x in (steps(), steps()))
+    noise, new, losses = [some(1, M*n, 2*A) for _ in range(2)], params, [] # two steps: the first one of Adam does not tell the size of a gradient
+    for u in noise:
+        new, opt, found = mier.mier_step(cfg, new, opt, first, batch, u)
+        losses.append(found)
+
+    leaves = tree_map(lambda x: x[0].clone().requires_grad_(), params)
+    adams = {k: torch.optim.Adam(list(flat(leaves[k]).values()), lr=1e-2) for k in opt}
+    clips = []
+    def model_loss(phi, x, k):
+        inputs = torch.cat([x.obs[0, k], x.action[0, k], phi.expand(n, L)], 1)
+        out = plain_mlp(plain_layers(leaves['model']), inputs, lambda h: torch.nn.functional.leaky_relu(h, .2))
+        high, low = leaves['model']['bounds']
+        lv = high - torch.nn.functional.softplus(high - out[:, 1])
+        lv = low + torch.nn.functional.softplus(lv - low)
+        return ((out[:, 0] - x.reward[0, k])**2/lv.exp() + lv).mean() + .01*(high - low)
+    def clip(d, limit): clips.append(d.norm().item() > limit); return d*(limit/d.norm()).clamp(max=1)
+    def context(k):
+        f = torch.zeros(L, dtype=torch.float64, requires_grad=True)
+        for _ in range(2):
+            d, = torch.autograd.grad(model_loss(f, first, k), f, create_graph=True)
+            f = f - .1*clip(d, 2.)
+        return f
+    obs, action, reward, after, died = (x[0].flatten(0, 1) for x in batch[:5])
+    def critics(name, x, a): return [plain_mlp(plain_layers(leaves[name], i), torch.cat([x, z, a], 1))[:, 0] for i in range(2)]
+    def act(x, u):
+        mean, log_std = plain_mlp(plain_layers(leaves['actor']), torch.cat([x, z], 1)).chunk(2, 1)
+        normal = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
+        raw = mean + normal.scale*u
+        return raw.tanh(), (normal.log_prob(raw) - (1 - raw.tanh()**2 + 1e-6).log()).sum(1)
+    def step(value, *names):
+        for k in names: adams[k].zero_grad()
+        value.backward()
+        if names == ('model',):
+            for w in flat(leaves['model']).values(): w.grad = clip(w.grad, 4.)
+        for k in names: adams[k].step()
+    log_alpha = leaves['temperature']['log_alpha']
+    for u, found in zip(noise, losses):
+        phi = [context(k) for k in range(M)]
+        loss = sum(model_loss(f, batch, k) for k, f in enumerate(phi))/M
+        step(loss, 'model')
+        z = torch.cat([f.detach().expand(n, L) for f in phi])
+        now, then = u[0].chunk(2, 1)
+        with torch.no_grad():
+            a, logp = act(after, then)
+            y = reward + .99*(1 - died)*(torch.min(*critics('slow', after, a)) - log_alpha.exp()*logp)
+        q_loss = sum(((q - y)**2).mean() for q in critics('twin', obs, action))
+        step(q_loss, 'twin')
+        a, logp = act(obs, now)
+        actor = (log_alpha.exp().detach()*logp - torch.min(*critics('twin', obs, a))).mean()
+        warm = -(log_alpha*(logp.detach() + cfg.sac.target_entropy)).mean()
+        step(actor + warm, 'actor', 'temperature')
+        for k, w in flat(leaves['slow']).items(): w.data.lerp_(flat(leaves['twin'])[k].data, .005)
+        for k, x in dict(model=loss, critic=q_loss, actor=actor, temperature=warm).items(): assert torch.allclose(found[k][0], x, atol=1e-6), k
+    assert 0 < sum(clips) < len(clips) # some gradients are clipped, others are not
+    for k in new:
+        for name, w in flat(new[k]).items(): assert torch.allclose(w[0], flat(leaves[k])[name], atol=1e-6), (k, name)
+
 def test_the_posterior_of_a_visit_is_that_of_its_own_context():
     "The actions of its later episodes follow from z, and z from the rows of this visit that the noise picks"
     w, gens = presets.make_world('cheetah-vel', horizon=30), generators([3, 7])
@@ -314,14 +443,18 @@ def test_adaptation_in_the_last_evaluation(method, tmp_path, capsys):
         return capsys.readouterr().out
     ldm('train', 'cheetah-vel', '--method', method, '--seeds', '3', '--frames', 2400, *TINY[method].split(), '--evaluate-every', 1200, '--out', run)
     rows = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()]
-    assert [r.get('adapted', True) for r in rows] == [False]*(len(rows) - 1) + [True] and len(rows[-1]['per_task'][0]) == episodes
+    assert [r['adapted'] for r in rows] == [False]*(len(rows) - 1) + [True] and len(rows[-1]['per_task'][0]) == episodes
+    assert all(r['unadapted_test'] == r['test'] for r in rows[:-1]) and rows[-1]['unadapted_test'] != rows[-1]['test']
     world, agent = presets.load_agent(run, 3)
     assert world.episodes == episodes and agent.between and bool(agent.briefly) == (method == 'mier') # MIER infers a context in every evaluation
     with_buffer = ldm('evaluate', run)
-    assert f'return, episode {episodes}' in with_buffer
+    assert f'return, episode {episodes}' in with_buffer and 'The agent adapted in each task' in with_buffer
+    without = ldm('evaluate', run, '--no-adapt')
+    assert 'The agent did not adapt.' in without and without != with_buffer
     outside(run, 3, episodes, tmp_path/'film.gif')
     for folder in run.glob('checkpoint-*'): shutil.rmtree(folder)
-    assert ldm('evaluate', run) != with_buffer
+    lost = ldm('evaluate', run)
+    assert 'its run folder has no checkpoint' in lost and lost[lost.index('| method'):].split('The agent')[0] == without.split('The agent')[0]
     assert bool(presets.load_agent(run, 3)[1].between) == (method == 'mier') # without old steps
     assert 'cheetah-vel-' + method in ldm('record', run, '--data', tmp_path/'data', '--variant', 'tiny')
 
@@ -345,12 +478,12 @@ def test_a_test_task_leaves_no_trace(method):
     for k, v in flat(state).items(): assert torch.equal(v, before[k]), k
     for b in range(3):
         one = rollout(w, agent, task[:, b:b+1], u[:, :, b:b+1], reset[:, :, b:b+1], noise=dict(episode=noise[:, :, b:b+1]))
-        assert torch.allclose(one.true_reward[:, :, 0], whole.true_reward[:, :, b], atol=1e-5)
+        assert torch.equal(one.true_reward[:, :, 0], whole.true_reward[:, :, b])
     plain = rollout(w, dataclasses.replace(agent, between=None), task, u, reset, noise=dict(episode=noise))
     assert torch.equal(plain.action[:, :20], whole.action[:, :20]) and not torch.equal(plain.action[:, 20:], whole.action[:, 20:])
 
 def test_an_ant_that_falls_adapts_when_its_episodes_are_over():
-    "Workers whose episodes end at different times adapt alone, each with its own steps"
+    "Ants with random torques fall at different times: each adapts after its second episode, alone as beside others, and the step of a fall is a death"
     w = presets.make_world('ant-dir', horizon=40)
     cfg = override(presets.preset('ant-dir', 'mql'), chunk=40, workers=2, initial_steps=40, replay_size=400, updates=2, rl_batch=8, history=4, context_units=8,
                    hidden=(8,), explore_episodes=2, new_updates=1, old_updates=1, old_batch=8, snapshot=20)
@@ -359,15 +492,28 @@ def test_an_ant_that_falls_adapts_when_its_episodes_are_over():
     for i in range(3):
         noise = mql.draw_noise(cfg, w, gens, i)
         state, _ = mql.update(cfg, w, state, mql.collect(cfg, w, state, noise), noise, i)
-    agent, tested = mql.agent(cfg, state, True), with_episodes(w, 3)
-    B, T = 4, tested.steps
-    noise, reset = dict(episode=torch.rand(1, 3, B)), torch.rand(1, T + 1, B, w.reset_noise)
-    memories = [s.memory for s in scan(tested, agent, torch.zeros(1, B, 1), torch.zeros(1, T, B, 6), reset, noise=noise)]
-    starts = flat(memories[0]['actor'])['net.0.w']
-    changed = torch.stack([(flat(m['actor'])['net.0.w'] != starts).flatten(2).any(-1)[0] for m in memories])
-    assert changed[-1].all() and not changed[40].any()
-    counts = torch.stack([m['count'][0] for m in memories])
-    assert (counts[-1] <= 80).all() and (counts.diff(dim=0) >= 0).all()
+    agent, tested, g = mql.agent(cfg, state, True), with_episodes(w, 3), torch.Generator().manual_seed(0)
+    shaken = dataclasses.replace(agent, act=lambda memory, obs, u: (u, torch.zeros_like(u[..., 0])))
+    B, T = 6, tested.steps
+    u = torch.randn(1, T//3, B, 8, generator=g).sign().repeat_interleave(3, 1) # the same torques for three steps
+    reset, noise = torch.rand(1, T + 1, B, w.reset_noise, generator=g), torch.rand(1, 3, B, generator=g)
+    def play(k): return list(scan(tested, shaken, torch.zeros(1, len(k), 1), u[:, :, k], reset[:, :, k], noise=dict(episode=noise[:, :, k])))
+    steps = play(list(range(B)))
+    ends, start = [s.seen.end[0] for s in steps], flat(agent.start(B)['actor'])['net.0.w'][0]
+    adapted = torch.stack([(flat(s.memory['actor'])['net.0.w'][0] != start).flatten(1).any(1) for s in steps]) # [T,B]
+    second = []
+    for b in range(B):
+        at = [-1, *(i for i, end in enumerate(ends) if end[b])]
+        second.append(at[2])
+        lengths = [at[k + 1] - at[k] for k in range(2)]
+        assert adapted[:, b].tolist() == [i >= at[2] for i in range(len(steps))]
+        memory = steps[-1].memory
+        rows = from_rows(memory['rows'][0, b, :memory['count'][0, b]], w.obs_dim, 8)
+        assert rows.step.tolist() == [i for n in lengths for i in range(n)]
+        assert rows.died.tolist() == [float(i == n - 1 and n < 40) for n in lengths for i in range(n)]
+        alone = play([b])[-1].memory
+        for x, y in zip(flat(alone['actor']).values(), flat(memory['actor']).values()): assert torch.equal(x[:, 0], y[:, b])
+    assert len(set(second)) > 2 and min(second) < 40 # several ants have fallen, at different times
 
 @pytest.mark.parametrize('method', presets.METHODS)
 def test_every_preset_fits(method):

@@ -18,7 +18,7 @@ from ..worlds.tasks import World
 from ..training.trainer import Method, Progress, frames_of, in_turn, iterate, Stage
 from .crew import Crew, shares
 from .graphs import Recorded
-from .jobs import processes_for, tested_world
+from .jobs import processes_for, settle, tested_world
 from ..evaluation.evaluate import evaluate
 from .presets import eval_every
 
@@ -140,6 +140,7 @@ def bench(
     def rates(): return matmul_rate(device, processes, 10 if device == 'cpu' else 1000)
     bare = world.simulator and world.simulator.bare
     def physics(): return bare(len(seeds)*cfg.workers, processes) if bare else 0.
+    settle(method, cfg, world, gens, p, processes)
     before, alone = rates(), physics()
     share = step_share(world, len(seeds)*cfg.workers//processes) if bare else None
     rows, walls = timed_training(method, cfg, world, gens, p, device, processes, warm + iterations, faster)

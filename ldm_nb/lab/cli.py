@@ -6,9 +6,9 @@
 __all__ = ['FORMATS', 'RESOURCES', 'own_process', 'STARTS', 'TAKE_SETTINGS', 'set_device', 'check_device', 'can_compile',
            'drop_option', 'setting_options', 'check_settings', 'parse_train', 'start_train', 'describe',
            'segment_changes', 'some_seeds', 'start_resume', 'resumed', 'train_divided', 'on_cpu', 'start_check',
-           'splits_of', 'start_evaluate', 'start_render', 'check_file', 'check_folder', 'start_plot', 'labels',
-           'start_record', 'start_bench', 'run_function', 'start_reproduce', 'placed', 'prepared', 'Board', 'run_jobs',
-           'start_sweep', 'next_stages', 'reproduce_on', 'costs_on', 'start_status', 'start_sweep_report',
+           'splits_of', 'start_evaluate', 'how_adapted', 'start_render', 'check_file', 'check_folder', 'start_plot',
+           'labels', 'start_record', 'start_bench', 'run_function', 'start_reproduce', 'placed', 'prepared', 'Board',
+           'run_jobs', 'start_sweep', 'next_stages', 'reproduce_on', 'costs_on', 'start_status', 'start_sweep_report',
            'prepared_process', 'silenced', 'machine_trouble', 'main', 'dispatch']
 
 # %% ../../nbs/lab/884_cli.ipynb #aab8a455
@@ -40,7 +40,7 @@ from .faults import BAD, examine, recovery
 from ..evaluation.evaluate import table, draw_curves
 from ..evaluation.motion import watch, noise_of, resets, episode, episode_returns, read_task, check_film, film
 from .jobs import (
-    max_processes, execute, restore, finished, evaluate_job, pictures, prospects, resume_hint, with_hint)
+    Job, adapts, max_processes, execute, restore, finished, evaluate_job, pictures, prospects, resume_hint, with_hint)
 from .stacks import change, unfinished_change, planned_changes
 from .bench import bench, report
 from .reproduce import (
@@ -365,7 +365,7 @@ def start_evaluate(
 )->int: # exit status
     "Run `ldm evaluate`; raises `RunError` if there is no trained network"
     job = opened(run.run)
-    result, N, splits = evaluate_job(job), job.tested.episodes, job.world.family.splits
+    result, N, splits = evaluate_job(job, run.adapt), job.tested.episodes, job.world.family.splits
     head = [f"task: {', '.join(job.world.family.columns)}", 'split', *(f'episode {k + 1}' for k in range(N))]
     head += ['seeds that reach it']*('reached' in result)
     lines = [table(job.tested, result, job.info['method']), '']
@@ -376,8 +376,18 @@ def start_evaluate(
         row = [', '.join(f'{x:g}' for x in task), split, *(f'{x:.2f}' for x in means)]
         if 'reached' in result: row.append(f"{int(result['reached'][:, k, -1].sum())} of {len(result['reached'])}")
         lines.append('| ' + ' | '.join(row) + ' |')
+    lines += how_adapted(job, run.adapt)
     out.write(wrapped_text('\n'.join(lines), columns()) + '\n')
     return 0
+
+def how_adapted(
+    job:Job, # job that was evaluated
+    asked:bool, # was it to adapt?
+)->list: # lines of text; none if the method has no `adapt_at`
+    "Say whether an agent adapted that may do so"
+    if not hasattr(job.cfg, 'adapt_at'): return []
+    if asked and adapts(job): return ['', 'The agent adapted in each task; compare with --no-adapt.']
+    return ['', 'The agent did not adapt' + (': its run folder has no checkpoint of these networks.' if asked else '.')]
 
 # %% ../../nbs/lab/884_cli.ipynb #93a00002
 def start_render(

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['DROPPED', 'tested_world', 'Job', 'job', 'ResumePlan', 'plan_resume', 'newest', 'restore', 'with_buffer', 'finished',
            'prospects', 'bar_line', 'bar_parts', 'clock_text', 'terminal_width', 'failures', 'Sink', 'evaluate_job',
-           'adapts', 'measure', 'max_processes', 'process_count', 'processes_for', 'Stop', 'resume_hint', 'with_hint',
-           'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures', 'motion_pictures']
+           'adapts', 'evaluate_twice', 'measure', 'max_processes', 'process_count', 'processes_for', 'settle', 'Stop',
+           'resume_hint', 'with_hint', 'execute', 'save', 'in_buffer', 'finish', 'pictures', 'map_pictures',
+           'motion_pictures']
 
 # %% ../../nbs/lab/850_jobs.ipynb #51c5876f
 import math, os, signal, threading, time
+import torch
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from ..core.files import append_jsonl
 from ..belief.buffer import capacity, stored
 from ..worlds.tasks import World
 from ..training.trainer import (
-    Method, Progress, Diverged, cause, frames_of, iteration_state, train, weights_of, with_weights)
+    Method, Progress, Diverged, cause, frames_of, iterate, iteration_state, train, weights_of, with_weights)
 from .crew import STOPS, Crew, may_fork
 from .graphs import Recorded
 from .duet import Duet
@@ -308,10 +310,11 @@ class Sink:
 # %% ../../nbs/lab/850_jobs.ipynb #342628a4
 def evaluate_job(
     job:Job, # job with the weights to evaluate
+    adapt:bool=True, # False: without an adaptation that takes long
 )->dict: # returns [S,K,N], reached [S,K,N] bool
     "Evaluate a job: play every task of every split with greedy actions"
     agent = job.method.agent(job.cfg, job.progress.state, True)
-    if not adapts(job): agent = replace(agent, between=agent.briefly)
+    if not (adapt and adapts(job)): agent = replace(agent, between=agent.briefly)
     return outcome(job.tested, evaluate(job.tested, agent, job.gens['eval']))
 
 def adapts(
@@ -321,6 +324,18 @@ def adapts(
     if job.method.replays and 'buffer' not in job.progress.state: return False
     return getattr(job.cfg, 'adapt_at', 'all') == 'all' or job.frames >= job.info['frames']
 
+# %% ../../nbs/lab/850_jobs.ipynb #342628b1
+def evaluate_twice(
+    job:Job, # job with the weights to evaluate
+)->tuple: # outcome of the evaluation; for each seed a dict with adapted, unadapted_train, unadapted_test
+    "Evaluate a job, and if its agent adapts, once more without adaptation and with the same noise"
+    if not hasattr(job.cfg, 'adapt_at'): return evaluate_job(job), [{} for _ in job.progress.seeds]
+    again = [torch.Generator(g.device).set_state(g.get_state()) for g in job.gens['eval']]
+    out = plain = evaluate_job(job)
+    if adapts(job): plain = evaluate_job(replace(job, gens=job.gens | dict(eval=again)), False)
+    rows = summary(job.tested, plain)
+    return out, [dict(adapted=adapts(job), **{f'unadapted_{k}': r[k] for k in ('train', 'test')}) for r in rows]
+
 # %% ../../nbs/lab/850_jobs.ipynb #342628a6
 def measure(
     job:Job, # job to evaluate
@@ -329,13 +344,12 @@ def measure(
     told=None, # function: metric lines of the evaluation -> None, such as one that sends them to a tracker
 )->None:
     "Evaluate, then write a metric line per seed and a timing line"
-    p, out, frames = job.progress, evaluate_job(job), job.frames
+    p, frames, (out, more) = job.progress, job.frames, evaluate_twice(job)
     means = {k: (v/max(p.count, 1)).tolist() for k, v in p.sums.items()}
     def plain(x): return float(f'{x:.6g}') if math.isfinite(x) else None
-    rows = [dict(seed=seed, frames=frames, **row, metrics={k: plain(v[i]) for k, v in means.items()})
+    rows = [dict(seed=seed, frames=frames, **row, **more[i], metrics={k: plain(v[i]) for k, v in means.items()})
             for i, (seed, row) in enumerate(zip(p.seeds, summary(job.tested, out)))]
     if job.method.test_episodes: rows = [r | dict(episodes=job.tested.episodes) for r in rows]
-    if not adapts(job): rows = [r | dict(adapted=False) for r in rows]
     for row, returns in zip(rows, out['returns'].tolist()):
         if row['seed'] in p.frozen: row['frozen'] = p.frozen[row['seed']]
         row['by_task'] = [round(task[-1], 2) for task in returns]
@@ -378,6 +392,24 @@ def processes_for(
     if process_count == 1: return nullcontext()
     if len(progress.seeds) > 1: return Crew(method, cfg, world, gens, progress, process_count)
     return Duet(method, cfg, world, gens, progress)
+
+# %% ../../nbs/lab/850_jobs.ipynb #dd546905
+def settle(
+    method:Method, # method that is timed
+    cfg, # settings of the method
+    world:World, # world of the training
+    gens:dict, # stream -> generators of all seeds
+    progress:Progress, # state of the training, before its first iteration; it advances
+    process_count:int, # number of processes, at most `max_processes(...)`
+)->None:
+    "Fill the buffer, and go to the first iteration that is like all later ones"
+    if not method.initial: return
+    with processes_for(method, cfg, world, gens, progress, process_count) as crew:
+        while progress.iteration < method.initial(cfg, world):
+            crew.step(progress) if crew else iterate(method, cfg, world, gens, progress)
+            progress.iteration += 1
+        if crew: crew.fetch(progress)
+    if method.usual: progress.iteration = max(progress.iteration, method.usual(cfg, world))
 
 # %% ../../nbs/lab/850_jobs.ipynb #dd5468f6
 class Stop:

@@ -156,6 +156,7 @@ class Check:
 class Evaluate:
     "Play every task of every split with a finished run, and print the table and all tasks."
     run:str = option('run folder, or the name of networks that come with the package', 'RUN', positional=True)
+    adapt:bool = option('adapt between the episodes of a task, if the method does', default=True)
 
 # %% ../../nbs/lab/860_options.ipynb #8700002d
 @dataclass(frozen=True)

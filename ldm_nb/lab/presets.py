@@ -93,14 +93,20 @@ OFF_POLICY_CPU = { # method -> setting -> value and its source, with `reduced` a
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0065
 OFF_POLICY_DISK = { # method -> world -> setting -> value and its source, with `reduced` and `quick`
-    **dict.fromkeys(('pearl', 'mql'), {
+    'pearl': {
         'ant-dir': with_source('ours: the four directions', train_tasks=0)
             | with_source('ours: for the disk', replay_size=55_000),
-        'ant-goal': with_source('ours: for the disk', workers=3, replay_size=3_000)}),
+        'ant-goal': with_source('ours: for the disk', workers=3, replay_size=3_000)},
+    'mql': {
+        'ant-dir': with_source('ours: the four directions', train_tasks=0)
+            | with_source('ours: for the disk', replay_size=55_000),
+        'ant-goal': with_source("MQL's release: ant-goal", workers=5, updates=200)
+            | with_source('ours: for the disk', replay_size=3_000)},
     'mier': {
         'ant-dir': with_source('ours: the four directions', train_tasks=0)
             | with_source('ours: for the disk', replay_size=45_000, first_size=10_000),
-        'ant-goal': with_source('ours: for the disk', workers=2, replay_size=2_200, first_size=800)}}
+        'ant-goal': with_source('ours: for the disk', workers=2, replay_size=2_200, first_size=800)
+            | with_source("ours: as many a frame as MIER's release", updates=400)}}
 
 # %% ../../nbs/lab/872_presets.ipynb #872f0071
 TIMED_AS = {'mixreg': 'ldm'} # method that was never timed -> method that it counts as

@@ -29,7 +29,7 @@ from .checkpoints import iteration_of, checkpoints, load_weights
 from .runs import Exists
 from ..evaluation.compare import read_curves
 from .lock import Busy, locked
-from .jobs import processes_for, max_processes
+from .jobs import processes_for, max_processes, settle
 from .division import diverged_runs
 from .presets import (
     OFF_POLICY, PRESETS, TIMED_AS, Chosen, as_stored, complete, method_of, preset, override, settings, with_options,
@@ -365,7 +365,9 @@ def speed(
     method = method_of(world, e.method)
     gens = generators(seeds)
     p, times = Progress(list(seeds), method.init(cfg, world, gens)), []
-    with processes_for(method, cfg, world, gens, p, min(processes, max_processes(method, cfg, len(seeds)))) as crew:
+    parts = method, cfg, world, gens, p, min(processes, max_processes(method, cfg, len(seeds)))
+    settle(*parts)
+    with processes_for(*parts) as crew:
         for _ in range(count):
             start = time.perf_counter()
             crew.step(p) if crew else iterate(method, cfg, world, gens, p)

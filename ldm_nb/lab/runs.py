@@ -111,14 +111,15 @@ def segments(
 
 # %% ../../nbs/lab/825_runs.ipynb #b90e6a17
 CURVES = ('frames', 'train', 'test', 'test1', 'test2', 'first_train', 'first_test',
-          'test_goals_missed', 'test_goals_never', 'by_task')
+          'test_goals_missed', 'test_goals_never', 'by_task', 'adapted', 'unadapted_train', 'unadapted_test')
 
 def check_lines(
     folder, # run folder, for the message
     rows:list, # metric lines of one seed
 )->None:
     "Raise `Damaged` if a line lacks a curve of the first line, or if a value is not a number"
-    def fine(k, x): return isinstance(x, list) if k == 'by_task' else a_number(x)
+    kinds = dict(by_task=list, adapted=bool)
+    def fine(k, x): return isinstance(x, kinds[k]) if k in kinds else a_number(x)
     for r, k in ((r, k) for r in rows for k in CURVES if k in rows[0]):
         if not fine(k, r.get(k)):
             where = f"{k} of seed {r['seed']} at {r['frames']:,} frames"

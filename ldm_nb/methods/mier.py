@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAGES', 'METHOD', 'MIER', 'init_model', 'predict', 'model_loss', 'infer', 'clip_each', 'model_step', 'inputs',
            'init', 'play_noise', 'draw_noise', 'mier_agent', 'collect', 'mier_step', 'with_context', 'store', 'update',
-           'shares', 'test_rates', 'adapt_model', 'relabelled', 'mixed_batch', 'adapt', 'adapting_agent', 'agent',
-           'check']
+           'learning_weights', 'test_rates', 'adapt_model', 'relabelled', 'mixed_batch', 'adapt', 'adapting_agent',
+           'agent', 'check']
 
 # %% ../../nbs/methods/780_mier.ipynb #78000007
 from dataclasses import dataclass, replace
@@ -311,17 +311,16 @@ def update(
     return dict(state, params=params, opt=opt), played | {k: x/cfg.updates for k, x in sums.items()}
 
 # %% ../../nbs/methods/780_mier.ipynb #7800003a
-def shares(
+def learning_weights(
     rows:Tensor, # [P,C,D] new steps in the order of time
     count:Tensor, # [P] number of rows
     u:Tensor, # [P,C] uniform noise
-)->tuple: # weights [P,1,C] of the steps for learning, and of the others; their means are 1, or all are 0
-    "Divide new steps at random: 80 % for learning"
+)->Tensor: # [P,1,C] weight of each step; the mean is 1, or all are 0
+    "Draw the steps that the model learns from, 80 % of the new ones"
     true = true_steps(rows, count)
     rank = torch.where(true, u, 2.).argsort(1).argsort(1) # steps that do not count come last
-    learn = true & (rank < .8*true.sum(1, keepdim=True))
-    parts = (x.float() for x in (learn, true & ~learn))
-    return tuple((x*x.shape[1]/x.sum(1, keepdim=True).clamp(min=1))[:, None] for x in parts)
+    learn = (true & (rank < .8*true.sum(1, keepdim=True))).float()
+    return (learn*learn.shape[1]/learn.sum(1, keepdim=True).clamp(min=1))[:, None]
 
 # %% ../../nbs/methods/780_mier.ipynb #7800003b
 def test_rates(
@@ -396,7 +395,7 @@ def adapt(
     nets, gens, rows = tree_map(lambda p: p[seed], nets), adaptation_generators(noise), memory['rows']
     A = list(nets['actor'].values())[-1]['w'].shape[-1]//2
     dims = (rows.shape[-1] - A - 3)//2, A
-    weight, _ = shares(rows, memory['count'], draw(gens, 'uniform', rows.shape[1]))
+    weight = learning_weights(rows, memory['count'], draw(gens, 'uniform', rows.shape[1]))
     x = from_rows(rows[:, None], *dims)
     learnt = adapt_model(cfg, nets['model'], x, weight, cfg.model_updates if replay else 0)
     nets = {k: v for k, v in nets.items() if k != 'model'}
@@ -482,4 +481,4 @@ def check(
 
 STAGES = dict(rl=Stage(update, ('model', 'actor', 'twin', 'slow', 'temperature')))
 METHOD = Method('mier', MIER, init, draw_noise, collect, update, agent, check=check, test_episodes=3, stages=STAGES,
-                replays=True)
+                replays=True, initial=initial_iterations)

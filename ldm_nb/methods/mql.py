@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'METHOD', 'MQL', 'Situation', 'context', 'init_context', 'i
            'pick_anywhere', 'pick_newest', 'seen_step', 'mql_agent', 'init', 'draw_noise', 'collect', 'update',
            'logistic_loss', 'logistic', 'step_weights', 'effective_share', 'remember', 'true_steps',
            'adaptation_generators', 'old_steps', 'features', 'weigh', 'learn_new', 'learn_old', 'adapt',
-           'adapting_agent', 'agent', 'check']
+           'adapting_agent', 'agent', 'check', 'usual']
 
 # %% ../../nbs/methods/775_mql.ipynb #77500007
 from dataclasses import dataclass, replace
@@ -519,6 +519,14 @@ def check(
     if cfg.replay_size < cfg.workers*T:
         raise BadInput(f'replay_size is {cfg.replay_size}: it must hold an iteration, {cfg.workers*T} steps')
 
+def usual(
+    cfg:MQL, # settings
+    world:World, # gives the list of training tasks
+)->int:
+    "The first iteration with as many steps of TD3 as all later ones"
+    early = cfg.early_frames//(cfg.workers*cfg.chunk) if cfg.updates > cfg.chunk else 0
+    return max(initial_iterations(cfg, world), early)
+
 STAGES = dict(rl=Stage(update, ('actor', 'twin', 'slow_actor', 'slow_twin')))
 METHOD = Method('mql', MQL, init, draw_noise, collect, update, agent, check=check, test_episodes=11, stages=STAGES,
-                replays=True)
+                replays=True, initial=initial_iterations, usual=usual)

@@ -412,4 +412,5 @@ def check(
     if cfg.sac.bootstrap != 'value': raise BadInput('bootstrap is twin: PEARL needs value')
 
 STAGES = dict(update=Stage(update, ('encoder', 'actor', 'twin', 'value', 'slow')))
-METHOD = Method('pearl', PEARL, init, draw_noise, collect, update, agent, check=check, test_episodes=3, stages=STAGES)
+METHOD = Method('pearl', PEARL, init, draw_noise, collect, update, agent, check=check, test_episodes=3, stages=STAGES,
+                initial=initial_iterations)

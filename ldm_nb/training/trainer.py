@@ -38,6 +38,9 @@ class Method(NamedTuple):
         # the rewards are those that the decoder expects
     replays:bool = False # does the agent adapt with the buffer of training? From weights alone it does not adapt
     counted:tuple = () # names of metrics that count what went wrong in an iteration; shown during training if not 0
+    initial:Callable = None # cfg, world -> iterations at the beginning that only fill the buffer; None: there are none
+    usual:Callable = None # cfg, world -> the first iteration with as many steps of learning as all later ones; None:
+        # the first one after `initial`
 
 # %% ../../nbs/training/520_trainer.ipynb #a5200005
 class Stage(NamedTuple):
