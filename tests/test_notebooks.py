@@ -79,7 +79,9 @@ class Notebook:
     def forget(self):
         "What the page registered and its variables are gone for the tests that follow in this process"
         for now, then in self.before: now.clear(); now.update(then)
-        if not self.failed: self.shell.reset(new_session=False); self.shell = None
+        if self.failed: return
+        for k in [k for k in self.shell.user_ns if not re.fullmatch('__.*__', k)]: del self.shell.user_ns[k]
+        self.shell = None
 
     def test(self, i):
         while self.done <= i and not self.failed: self.run(self.cells[self.done])
