@@ -23,8 +23,10 @@ def ldm(capsys, *argv):
 def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize('world,method', [('gridworld', m) for m in METHODS if not refusal('gridworld', m)]
-                         + [('gridworld-extrapolation', m) for m in ('rl2', 'ldm')])
+GRIDS = [pytest.param(w, m, marks=[pytest.mark.slow]*(w != 'gridworld' and m not in ('rl2', 'ldm'))) # the other grid has the same code
+         for w in ('gridworld', 'gridworld-extrapolation') for m in METHODS if not refusal('gridworld', m)]
+
+@pytest.mark.parametrize('world,method', GRIDS)
 def test_whole_run(method, world, tmp_path, capsys):
     run, more = tmp_path/'run', QUICK[:6 if method == 'ldm' else 0]
     if method in ('emaml', 'promp'): more = ['--workers', '8', '--rollouts', '4'] # 1,920 frames in two stages
@@ -56,7 +58,6 @@ def test_comparison(tmp_path, capsys):
     assert code == 0 and (tmp_path/'both.png').stat().st_size > 5000
 
 @pytest.mark.parametrize('method,seeds', [('ldm', '3,7'), ('ldm', '7'), ('varibad', '3,7'), ('rl2', '3,7')])
-@pytest.mark.usefixtures('no_pictures')
 def test_resume_is_the_same_run(method, seeds, tmp_path, capsys, monkeypatch):
     "Ctrl-C in the middle, then resume, by two processes: byte for byte the uninterrupted run of one process"
     args = ['train', 'gridworld', '--method', method, '--seeds', seeds, '--frames', '12000', *(QUICK if method == 'ldm' else [])]
@@ -72,7 +73,7 @@ def test_resume_is_the_same_run(method, seeds, tmp_path, capsys, monkeypatch):
     assert not (tmp_path/'half'/'weights.safetensors').exists()
     assert ldm(capsys, 'evaluate', tmp_path/'half')[0] == 2  # not at its end yet
     assert ldm(capsys, 'resume', tmp_path/'half')[0] == 0
-    for name in ('metrics.jsonl', 'weights.safetensors', 'table.md'):
+    for name in ('metrics.jsonl', 'weights.safetensors', 'table.md', 'path.png'):
         assert (tmp_path/'whole'/name).read_bytes() == (tmp_path/'half'/name).read_bytes(), name
     assert [read_config(tmp_path/x)['threads'] for x in ('whole', 'half')] == [1, 2]
     code, out, _ = ldm(capsys, 'resume', tmp_path/'half')  # finished already

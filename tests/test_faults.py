@@ -43,6 +43,8 @@ def ldm(capsys, *argv):
 
 # Every world and method, later ones too: beside all methods of the gridworld, one method of each other kind of world; the others are slow tests
 GRID = [m for m, e in METHODS.items() if not e.oracle and not refusal('gridworld', m)]
+SAVED = {('rl2', 'gridworld'), ('ldm', 'gridworld')} # killed at every moment; the others with --slow, since all save by the same code
+JOINING = {'rl2', 'ldm', 'emaml'} # without --slow one method of each kind of learner
 FAST = {*(('gridworld', m) for m in GRID), ('cheetah-vel', 'pearl'), ('cheetah-vel', 'mql'), ('cheetah-vel', 'mier'), ('gridworld-extrapolation', 'rl2'), ('cheetah-vel', 'ldm')}
 CASES = [pytest.param(m, w, id=f'{w}-{m}', marks=[pytest.mark.xdist_group(f'{w}-{m}'), *[pytest.mark.slow]*((w, m) not in FAST)])
          for w in WORLDS for m in METHODS if not refusal(w, m)]
@@ -146,7 +148,7 @@ def when_killed():
     "Every case at every moment; without --slow the other moments, of saving, with two methods alone, since all save by the same code"
     for case in CASES:
         for k, moment in enumerate(MOMENTS):
-            marks = [*case.marks, *[pytest.mark.slow]*(k > 0 and case.values not in (('rl2', 'gridworld'), ('ldm', 'gridworld')))]
+            marks = [*case.marks, *[pytest.mark.slow]*(k > 0 and case.values not in SAVED)]
             yield pytest.param(*case.values, moment, id=f'{case.id}-{moment}', marks=marks)
 
 @pytest.mark.parametrize('method,world,moment', list(when_killed()))
@@ -538,7 +540,7 @@ def test_older_folder(copy, whole, tmp_path, capsys):
 
 # Seeds that join and leave
 
-@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.xdist_group(f'gridworld-{m}'), *[pytest.mark.slow]*(m in ('varibad', 'mixreg', 'promp'))])
+@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.xdist_group(f'gridworld-{m}'), *[pytest.mark.slow]*(m not in JOINING)])
                                     for m in GRID])
 def test_seeds_join(method, whole, tmp_path, capsys):
     "Seed 9 joins a finished run of two; killed and stopped on its way, the run of three is that of three from the beginning"

@@ -24,8 +24,6 @@ from ldm_nb.training.rollout import rollout, scan
 from ldm_nb.training.trainer import Progress, train
 from ldm_nb.worlds.registry import OURS, make_world
 
-pytestmark = pytest.mark.usefixtures('no_pictures')
-
 
 # A pendulum: the dynamics of gymnasium's Pendulum-v1, as tensors [S,B]
 

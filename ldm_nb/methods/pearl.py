@@ -22,6 +22,7 @@ from ..core.remade import remade
 from ..core.seeds import draw
 from ..worlds.tasks import World
 from ..policy.policy import Agent, Noise
+from ..training.experience import count_failures
 from ..training.rollout import episode_sums, scan
 from ..training.trainer import Method, Stage
 from .replay import (
@@ -360,8 +361,8 @@ def played_metrics(
     exp:Visits, # from `collect`
 )->dict: # name -> [S]
     "Return, and failures of the simulator: infinite if more than half of the episodes fail"
-    episodes = exp.rows.shape[1]*exp.rows.shape[2]/world.horizon
-    failed = torch.where(exp.failures > .5*episodes, torch.inf, exp.failures.float())
+    episodes = torch.full_like(exp.failures, exp.rows.shape[1]*exp.rows.shape[2]/world.horizon, dtype=torch.float32)
+    _, failed = count_failures(torch.zeros_like(episodes), exp.failures, episodes)
     return {'return': exp.earned} | (dict(simulator_failures=failed) if world.simulator else {})
 
 # %% ../../nbs/methods/770_pearl.ipynb #77000029
