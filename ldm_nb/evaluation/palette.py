@@ -7,7 +7,8 @@ __all__ = ['NAMES', 'PALETTE', 'colour', 'line_colours']
 
 # %% ../../nbs/evaluation/602_palette.ipynb #602000a1
 NAMES = dict( # name of a method in code -> in texts
-    ldm='LDM', rl2='RL²', varibad='variBAD', mixreg='Mixreg', emaml='E-MAML', promp='ProMP', pearl='PEARL', mql='MQL', mier='MIER'
+    ldm='LDM', rl2='RL²', varibad='variBAD', mixreg='Mixreg', emaml='E-MAML', promp='ProMP', pearl='PEARL',
+    mql='MQL', mier='MIER'
 ) | {'rl2-oracle': 'RL² oracle', 'varibad-oracle': 'variBAD oracle'}
 
 # %% ../../nbs/evaluation/602_palette.ipynb #60200006
