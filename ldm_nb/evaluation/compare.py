@@ -88,7 +88,7 @@ def at_end(
 )->Tensor: # [S], by_task: [S,K]
     "Mean of each seed's last evaluations, without those that did not adapt as the last one did"
     x, a = c.by_task if key == 'by_task' else c.values[key], c.values.get('adapted')
-    alike = count if a is None or key[:9] == 'unadapted' else int((a == a[:, -1:]).all(0).flip(0).cumprod(0).sum())
+    alike = count if a is None else int((a == a[:, -1:]).all(0).flip(0).cumprod(0).sum())
     return tail(x, min(count, alike))
 
 # %% ../../nbs/evaluation/650_compare.ipynb #a65000b4
@@ -97,14 +97,14 @@ def unadapted(
 )->Curves: # without the returns of each task
     "The same curves, all without adaptation"
     own = {k: c.values[f'unadapted_{k}'] for k in ('train', 'test')}
-    return c._replace(by_task=None, values={k: x for k, x in (c.values | own).items() if 'adapted' not in k})
+    return c._replace(by_task=None, values={k: x for k, x in (c.values | own).items() if k[:9] != 'unadapted'})
 
 def with_unadapted(
     runs:dict, # name of a method -> Curves
 )->dict: # name -> Curves
     "The same methods, each that has curves without adaptation followed by these"
-    both = {k: {k: c} | ({f'{k}, unadapted': unadapted(c)} if 'adapted' in c.values else {}) for k, c in runs.items()}
-    return {k: c for pair in both.values() for k, c in pair.items()}
+    def rows(k, c): return {k: c} | ({f'{k}, unadapted': unadapted(c)} if 'unadapted_test' in c.values else {})
+    return {name: x for k, c in runs.items() for name, x in rows(k, c).items()}
 
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500005
 def share_above(
@@ -174,7 +174,7 @@ def draw_bands(
         for ax, (key, title) in zip(axes[i], keys.items()):
             for label, c in runs.items():
                 colour, frames = colours[label], [f/1e6 for f in c.frames]
-                line = unadapted(c) if 'adapted' in c.values else c
+                line = unadapted(c) if 'unadapted_test' in c.values else c
                 mid, low, high = band(moving_average(line.values[key]), kind)
                 ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
                 ax.plot(frames, mid, color=colour, lw=1.6, label=label)
