@@ -489,13 +489,15 @@ def start_bench(
     run, all_of = parse_train(argv, 'bench')
     cfg, seeds, world = all_of.method, parse_seeds(run.seeds), make_world(run.world, **settings(all_of.world))
     if run.json: check_file('json', run.json)
-    if not 1 <= run.iterations <= 10_000: raise BadInput(f'iterations is {run.iterations}: allowed is 1 to 10000')
+    for name, least in dict(iterations=1, warm=0).items():
+        value = getattr(run, name)
+        if not least <= value <= 10_000: raise BadInput(f'{name} is {value}: allowed is {least} to 10000')
     method = method_of(world, run.method)
     check(cfg, world, method)
     processes = set_device(run.device, run.threads, max_processes(method, cfg, len(seeds)))
     faster = run.compile and can_compile(run.device, world, cfg)
     record = dict(world=run.world) | bench(method, cfg, world, seeds, run.device, processes, run.iterations,
-                                           faster=faster)
+                                           run.warm, faster)
     usual_settings = settings(with_options(run.world, preset(run.world, run.method, run.preset)))
     changed = {k: v for k, v in settings(all_of).items() if v != usual_settings[k]}
     record |= dict(method=run.method, preset=run.preset, compiled=faster, versions=versions(), machine=machine(),

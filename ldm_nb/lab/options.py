@@ -256,6 +256,7 @@ class Bench:
     threads:int = option(f'{SHARED.cores}; 0: all', default=0)
     compile:bool = option(SHARED.graphs, default=False)
     iterations:int = option('iterations that count', default=20)
+    warm:int = option('iterations before them, which do not count', default=3)
     json:str = option('file to which the record is appended as one line; if not given, none', 'FILE', '')
 
 # %% ../../nbs/lab/860_options.ipynb #87000036
