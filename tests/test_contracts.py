@@ -227,7 +227,8 @@ def test_either_learner_on_either_world(way, method, tmp_path):
         run(what, [3, 7], 4, p, gens, crew.step)
         crew.fetch(p)
     same(p.state, whole.state)
-    assert all((v != begun[k]).any() for k, v in flat(p.state['params']).items() if k.startswith(('encoder', 'heads', 'policy')))
+    learnt = [(v != begun[k]).any() for k, v in flat(p.state['params']).items() if k.startswith(('encoder', 'heads', 'policy', 'actor'))]
+    assert learnt and all(learnt)
 
 def test_a_duet_with_running_moments():
     "The second process sees the moments of observations, which the first one renews"
