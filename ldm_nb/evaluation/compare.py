@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'Curves', 'read_curves', 'moving_average', 'tail', 'at_end', 'unadapted', 'with_unadapted', 'share_above',
            'improvement', 'improvement_interval', 'band', 'draw_bands', 'mean_std', 'methods_table', 'tails',
-           'draw_against', 'ablation_table', 'student', 'contrast', 'welch', 'Claim', 'claims_table', 'marked_name']
+           'draw_against', 'ablation_table', 'student', 'contrast', 'welch', 'Claim', 'claims_table']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
 import math
@@ -353,12 +353,3 @@ def claims_table(
         lines += ['', f"| comparisons | {' | '.join(VERDICTS)} |", '|--:|' + '--:|'*len(VERDICTS),
                   f"| {len(verdicts)} | {' | '.join(str(verdicts.count(v)) for v in VERDICTS)} |"]
     return '\n'.join(lines)
-
-# %% ../../nbs/evaluation/650_compare.ipynb #a6500018
-def marked_name(
-    method:str, # name of the method
-    c:Curves, # its curves
-    top:float, # best possible return on the training tasks
-)->str:
-    "Name of the method, marked if its training return is below nine tenths of the best"
-    return method if at_end(c, 'train').mean() >= .9*top else f'{method} (training goals not learnt yet)'
