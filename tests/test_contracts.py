@@ -227,7 +227,7 @@ def test_either_learner_on_either_world(way, method, tmp_path):
         run(what, [3, 7], 4, p, gens, crew.step)
         crew.fetch(p)
     same(p.state, whole.state)
-    learnt = [(v != begun[k]).any() for k, v in flat(p.state['params']).items() if k.startswith(('encoder', 'heads', 'policy', 'actor'))]
+    learnt = [(v != begun[k]).any() for k, v in flat(p.state['params']).items() if k.startswith(('encoder', 'heads', 'policy', 'actor', 'twin', 'model'))]
     assert learnt and all(learnt)
 
 def test_a_duet_with_running_moments():
