@@ -135,7 +135,7 @@ def differing_settings(
     return [k for k in {**want, **have} if k not in want or k not in have or have[k] != want[k]]
 
 # %% ../../nbs/lab/880_reproduce.ipynb #92a0000e
-DRAWN_FROM_NETWORKS = {'4', '8a', '8b', '8c', '8d', 'B', 'imagined', 'theatre'} # drawn from networks
+DRAWN_FROM_NETWORKS = {'4', '8a', '8b', '8c', '8d', 'B', 'imagined', 'theatre', 'why'} # drawn from networks
 
 def missing_seeds(
     e:Experiment, # a row
