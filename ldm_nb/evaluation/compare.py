@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'Curves', 'read_curves', 'moving_average', 'tail', 'at_end', 'unadapted', 'with_unadapted', 'gain',
            'has_learnt', 'share_above', 'improvement', 'improvement_interval', 'band', 'draw_bands', 'mean_std',
-           'methods_table', 'tails', 'draw_against', 'ablation_table', 'student', 'contrast', 'welch', 'Claim',
+           'methods_table', 'student', 'contrast', 'welch', 'tails', 'draw_against', 'ablation_table', 'Claim',
            'claims_table']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
@@ -247,60 +247,6 @@ def methods_table(
         return '\n'.join([*head, *(row(label, c, k) for label, c in runs.items())])
     return '\n\n'.join(table(k, title) for k, title in keys.items())
 
-# %% ../../nbs/evaluation/650_compare.ipynb #63c00017
-def tails(
-    runs:dict, # value of the setting -> Curves
-    keys:dict, # name of a curve -> title of its panel
-)->dict: # title of a panel -> {'': {value of the setting: [S]}}
-    "Panels of the mean of each seed's last evaluations"
-    return {title: {'': {x: at_end(c, k) for x, c in runs.items()}} for k, title in keys.items()}
-
-# %% ../../nbs/evaluation/650_compare.ipynb #a6500009
-def draw_against(
-    panels:dict, # title of a panel -> {label of a line: {value of the setting: [S]}}
-    xlabel:str, # name of the setting
-    lines:dict=None, # title of a panel -> {label of a dashed line: its height}
-    colours:dict=None, # label of a line -> colour; lines without one are numbered
-)->Figure:
-    "Draw seeds as dots, their means as a line with 95 % confidence intervals, a panel for each quantity"
-    fig = Figure(figsize=(min(7.2, max(4.6, 3.35*len(panels))), 3.1), dpi=100, layout='constrained')
-    for ax, (title, groups) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        values = sorted({x for g in groups.values() for x in g})
-        for i, (label, g) in enumerate(groups.items()):
-            g, c = {x: y.double() for x, y in sorted(g.items())}, (colours or {}).get(label, f'C{i}')
-            at = [x + (i - (len(groups) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # lines side by side
-            for x, y in zip(at, g.values()): ax.plot([x]*len(y), y, 'o', color=c, ms=3.5, alpha=.45, mew=0)
-            mid = [y.mean().item() for y in g.values()]
-            low, high = zip(*(confidence_interval(y) for y in g.values()))
-            ax.plot(at, mid, color=c, lw=1.6, label=label)
-            ax.vlines(at, low, high, color=c, lw=1.6)
-        for j, (label, y) in enumerate((lines or {}).get(title, {}).items()):
-            ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
-        ax.set_title(title, fontsize=10); ax.set_xlabel(xlabel, fontsize=9)
-        ax.set_xticks(values, [f'{x:g}' for x in values]); ax.margins(x=.08)
-        if len(values) == 1: ax.set_xlim(values[0] - .2, values[0] + .2)
-        ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
-        if any(ax.get_legend_handles_labels()[1]): ax.legend(frameon=False, fontsize=8)
-    return fig
-
-# %% ../../nbs/evaluation/650_compare.ipynb #63c0001a
-def ablation_table(
-    panels:dict, # title of a panel -> {label of a line: {value of the setting: [S]}}
-    setting:str, # name of the setting
-    digits:int=1, # digits after the point
-)->str: # Markdown
-    "A row for each value of the setting: means over seeds with 95 % confidence intervals"
-    def head(title, label): return f'{title}: {label}' if label else title
-    columns = {head(title, label): g for title, groups in panels.items() for label, g in groups.items()}
-    lines = [f'| {setting} | seeds | ' + ' | '.join(columns) + ' |', '|--:|--:|' + '--:|'*len(columns)]
-    for x in sorted({x for g in columns.values() for x in g}):
-        cells = []
-        for g in columns.values():
-            low, high = confidence_interval(g[x].double()) if x in g else (math.nan, math.nan)
-            cells.append(f'{g[x].double().mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})' if x in g else '')
-        lines.append(f"| {x:g} | {max(len(g[x]) for g in columns.values() if x in g)} | {' | '.join(cells)} |")
-    return '\n'.join(lines)
-
 # %% ../../nbs/evaluation/650_compare.ipynb #63c0001d
 def student(
     dof:float, # degrees of freedom, at least 1
@@ -339,6 +285,62 @@ def welch(
 )->tuple: # difference of the means x - y, low, high; low and high are infinite if a group has one seed
     "Welch's interval of a difference of means"
     return contrast([(1., x), (-1., y)], level)
+
+# %% ../../nbs/evaluation/650_compare.ipynb #63c00017
+def tails(
+    runs:dict, # value of the setting -> Curves
+    keys:dict, # name of a curve -> title of its panel
+)->dict: # title of a panel -> {'': {value of the setting: [S]}}
+    "Panels of the mean of each seed's last evaluations"
+    return {title: {'': {x: at_end(c, k) for x, c in runs.items()}} for k, title in keys.items()}
+
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500009
+def draw_against(
+    panels:dict, # title of a panel -> {label of a line: {value of the setting: [S]}}
+    xlabel:str, # name of the setting
+    lines:dict=None, # title of a panel -> {label of a dashed line: its height}
+    colours:dict=None, # label of a line -> colour; lines without one are numbered
+)->Figure:
+    "Draw seeds as dots, their means as a line with Student's 95 % intervals, a panel for each quantity"
+    fig = Figure(figsize=(min(7.2, max(4.6, 3.35*len(panels))), 3.1), dpi=100, layout='constrained')
+    for ax, (title, groups) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        values = sorted({x for g in groups.values() for x in g})
+        for i, (label, g) in enumerate(groups.items()):
+            g, c = {x: y.double() for x, y in sorted(g.items())}, (colours or {}).get(label, f'C{i}')
+            at = [x + (i - (len(groups) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # lines side by side
+            beside = .03*(values[-1] - values[0] or 1) # so that a bar hides no dot
+            for x, y in zip(at, g.values()): ax.plot([x - beside]*len(y), y, 'o', color=c, ms=4.5, alpha=.6, mew=0)
+            mid = [y.mean().item() for y in g.values()]
+            low, high = zip(*(contrast([(1., y)])[1:] if len(y) > 1 else [y.item()]*2 for y in g.values()))
+            ax.plot(at, mid, 'o-', color=c, lw=1.6, ms=5, label=label)
+            ax.vlines(at, low, high, color=c, lw=1.6)
+        for j, (label, y) in enumerate((lines or {}).get(title, {}).items()):
+            ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
+        ax.set_title(title, fontsize=10); ax.set_xlabel(xlabel, fontsize=9)
+        ax.set_xticks(values, [f'{x:g}' for x in values]); ax.margins(x=.08)
+        if len(values) == 1: ax.set_xlim(values[0] - .2, values[0] + .2)
+        ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
+        if any(ax.get_legend_handles_labels()[1]): ax.legend(frameon=False, fontsize=8)
+    return fig
+
+# %% ../../nbs/evaluation/650_compare.ipynb #63c0001a
+def ablation_table(
+    panels:dict, # title of a panel -> {label of a line: {value of the setting: [S]}}
+    setting:str, # name of the setting
+    digits:int=1, # digits after the point
+)->str: # Markdown
+    "A row for each value of the setting: means over seeds with Student's 95 % intervals; one seed has none"
+    def head(title, label): return f'{title}: {label}' if label else title
+    columns = {head(title, label): g for title, groups in panels.items() for label, g in groups.items()}
+    lines = [f'| {setting} | seeds | ' + ' | '.join(columns) + ' |', '|--:|--:|' + '--:|'*len(columns)]
+    for x in sorted({x for g in columns.values() for x in g}):
+        cells = []
+        for g in columns.values():
+            mid, *ends = contrast([(1., g[x])]) if x in g else ('',)
+            interval = ' to '.join(f'{y:.{digits}f}' for y in ends if math.isfinite(y))
+            cells.append((f'{mid:.{digits}f}' if ends else '') + (f' ({interval})' if interval else ''))
+        lines.append(f"| {x:g} | {max(len(g[x]) for g in columns.values() if x in g)} | {' | '.join(cells)} |")
+    return '\n'.join(lines)
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00020
 class Claim(NamedTuple):
