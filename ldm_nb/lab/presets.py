@@ -32,9 +32,11 @@ from .entries import (
     METHODS, Chosen, Entry, as_stored, complete, method_of, named_method, default_settings, plain_settings,
     drop_old_settings, old_values, with_options)
 
-# %% ../../nbs/lab/872_presets.ipynb #404a8d84
+# %% ../../nbs/lab/872_presets.ipynb #872f0080
 ROBOT_NAMES = { # name of a world -> as texts write it
     'ant-dir': 'Ant-direction', 'ant-goal': 'Ant-goal', 'cheetah-vel': 'HalfCheetah-velocity'}
+
+# %% ../../nbs/lab/872_presets.ipynb #404a8d84
 ROBOT_WORLDS = {k: WORLDS[k] for k in ROBOT_NAMES} # name -> function that makes the world
 
 # %% ../../nbs/lab/872_presets.ipynb #87219004
