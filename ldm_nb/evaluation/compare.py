@@ -350,11 +350,11 @@ class Claim(NamedTuple):
     x:Tensor # [S] a number per seed; None if it is not recorded
     y:Tensor # [R] a number per seed, or one number, to compare `x` with; None if it is not recorded
     sign:int # 1: the paper says that `x` is larger; -1: smaller
-    late:bool=False # the paper trained longer than the records of this claim
+    late:int=0 # the paper trained longer than these records, so they cannot refute (1) or not support (-1) the claim
     learnt:bool=True # have the methods of the comparison learnt their training tasks?
 
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500016
-VERDICTS = 'agrees', 'opposite', 'opposite so far', 'open', 'baseline not learnt'
+VERDICTS = 'agrees', 'agrees so far', 'opposite', 'opposite so far', 'open', 'baseline not learnt'
 
 def claims_table(
     claims:list, # list of Claim
@@ -368,8 +368,8 @@ def claims_table(
         number = isinstance(c.y, (int, float))
         gap, low, high = welch(c.x, torch.full((2,), c.y, dtype=torch.float32, device='cpu') if number else c.y)
         ends = low*c.sign, high*c.sign
-        against = 'opposite so far' if c.late else 'opposite'
-        decided = 'agrees' if min(ends) > 0 else 'open' if max(ends) >= 0 else against
+        far = {1: ('', ' so far'), -1: (' so far', '')}.get(int(c.late), ('', ''))
+        decided = 'agrees' + far[0] if min(ends) > 0 else 'open' if max(ends) >= 0 else 'opposite' + far[1]
         verdicts.append(decided if c.learnt else 'baseline not learnt')
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
         lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{verdicts[-1]}** |')
