@@ -187,6 +187,7 @@ def draw_bands(
     colours:dict=None, # name of a method -> colour; None: from the palette
     lines:dict=None, # name of a curve -> {label of a dashed line: its height}
     best:dict=None, # name of a curve -> best possible value, for the axis of the regret
+    banded:tuple=None, # names of the methods that get a band; None: all
 )->Figure:
     "Draw a panel for each curve and each kind of band"
     fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
@@ -198,7 +199,7 @@ def draw_bands(
                 colour, frames = colours[label], [f/1e6 for f in c.frames]
                 line = unadapted(c)
                 mid, low, high = band(moving_average(line.values[key]), kind)
-                ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
+                if banded is None or label in banded: ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
                 ax.plot(frames, mid, color=colour, lw=1.6, label=label)
                 if line is not c: ax.plot(frames[-1:], c.values[key][:, -1:].mean(0), 'o', color=colour, ms=4)
             for j, (label, y) in enumerate((lines or {}).get(key, {}).items()):
