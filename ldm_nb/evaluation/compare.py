@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'Curves', 'read_curves', 'moving_average', 'tail', 'at_end', 'unadapted', 'with_unadapted', 'gain',
-           'has_learnt', 'share_above', 'improvement', 'improvement_interval', 'band', 'draw_bands', 'mean_std',
-           'methods_table', 'student', 'contrast', 'welch', 'tails', 'draw_against', 'ablation_table', 'Claim',
-           'claims_table']
+           'has_learnt', 'share_above', 'improvement', 'improvement_interval', 'band', 'draw_curve', 'draw_bands',
+           'mean_std', 'methods_table', 'student', 'contrast', 'welch', 'tails', 'draw_against', 'ablation_table',
+           'Claim', 'claims_table']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
 import math
@@ -179,6 +179,24 @@ def band(
     ends = zip(*(confidence_interval(y, iqm) for y in x.T))
     return iqm(x.T), *(torch.tensor(e, dtype=torch.float32, device='cpu') for e in ends)
 
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500020
+def draw_curve(
+    ax, # axes of matplotlib
+    c:Curves, # curves of one method
+    key:str, # name of the curve
+    kind:str, # of the band, see `band`
+    colour:str, # of line, band and dot
+    label:str, # for the legend
+    banded:bool=True, # is the band drawn?
+)->Tensor: # [n] the middle line
+    "Draw moving averages of one curve over five evaluations, with a band over seeds"
+    frames, line = [f/1e6 for f in c.frames], unadapted(c)
+    mid, low, high = band(moving_average(line.values[key]), kind)
+    if banded: ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
+    ax.plot(frames, mid, color=colour, lw=1.6, label=label)
+    if line is not c: ax.plot(frames[-1:], c.values[key][:, -1:].mean(0), 'o', color=colour, ms=4)
+    return mid
+
 # %% ../../nbs/evaluation/650_compare.ipynb #a6500007
 def draw_bands(
     runs:dict, # name of a method -> Curves
@@ -196,12 +214,7 @@ def draw_bands(
     for i, kind in enumerate(kinds):
         for ax, (key, title) in zip(axes[i], keys.items()):
             for label, c in runs.items():
-                colour, frames = colours[label], [f/1e6 for f in c.frames]
-                line = unadapted(c)
-                mid, low, high = band(moving_average(line.values[key]), kind)
-                if banded is None or label in banded: ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
-                ax.plot(frames, mid, color=colour, lw=1.6, label=label)
-                if line is not c: ax.plot(frames[-1:], c.values[key][:, -1:].mean(0), 'o', color=colour, ms=4)
+                draw_curve(ax, c, key, kind, colours[label], label, banded is None or label in banded)
             for j, (label, y) in enumerate((lines or {}).get(key, {}).items()):
                 ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
             if not i: ax.set_title(title, fontsize=10)
