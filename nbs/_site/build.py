@@ -35,7 +35,7 @@ ROOMS = 'core', 'worlds', 'belief', 'policy', 'training', 'evaluation', 'methods
 FIRST = 'results/what-generalises', 'results/why', 'results/gridworld', 'results/locomotion'
 HOW_TO = ('recipes/world', 'recipes/method', 'recipes/sweep', 'recipes/pandas', 'recipes/gymnasium', 'recipes/imagined', 'recipes/trackers',
           'recipes/cluster', 'recipes/plan', 'recipes/questions', 'recipes/weights')
-OPEN = 'results/extrapolation', 'results/mixture-workers', 'results/dropout', 'results/imagined-tasks'  # experiments whose runs are not recorded yet
+OPEN = 'results/extrapolation', 'results/mixture-workers'  # experiments whose runs are not recorded yet
 TOOLS = 'check', 'pictures', 'animation', 'imagined_worlds', 'motion', 'records', 'compare'  # pages for the engine room beside mechanics
 SHOWN = {  # label in the belief theatre -> networks of data/weights
     'LDM, one goal (ours)': ['gridworld-ldm-one-goal'], 'LDM': ['gridworld-ldm', 'cheetah-vel-ldm-reduced', 'ant-dir-ldm-reduced', 'ant-goal-ldm-reduced'],
