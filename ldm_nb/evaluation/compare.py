@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'Curves', 'read_curves', 'moving_average', 'tail', 'at_end', 'unadapted', 'with_unadapted', 'gain',
            'has_learnt', 'share_above', 'improvement', 'improvement_interval', 'band', 'draw_curve', 'draw_bands',
-           'mean_std', 'methods_table', 'student', 'contrast', 'welch', 'tails', 'draw_against', 'ablation_table',
-           'Claim', 'claims_table']
+           'mean_std', 'methods_table', 'student', 'contrast', 'welch', 'mean_interval', 'tails', 'draw_against',
+           'ablation_table', 'Claim', 'claims_table']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
 import math
@@ -300,6 +300,21 @@ def welch(
     "Welch's interval of a difference of means"
     return contrast([(1., x), (-1., y)], level)
 
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500031
+def mean_interval(
+    x:Tensor, # [S] a number per seed
+    level:float=.95, # coverage
+)->tuple: # mean, low, high; low and high are infinite for one seed
+    """Student's interval of a mean
+
+    ```python
+    >>> [round(v, 2) for v in mean_interval(torch.tensor([1., 3.]))]
+    [2.0, -10.71, 14.71]
+
+    ```
+    """
+    return contrast([(1., x)], level)
+
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00017
 def tails(
     runs:dict, # value of the setting -> Curves
@@ -325,7 +340,7 @@ def draw_against(
             beside = .03*(values[-1] - values[0] or 1) # so that a bar hides no dot
             for x, y in zip(at, g.values()): ax.plot([x - beside]*len(y), y, 'o', color=c, ms=4.5, alpha=.6, mew=0)
             mid = [y.mean().item() for y in g.values()]
-            low, high = zip(*(contrast([(1., y)])[1:] if len(y) > 1 else [y.item()]*2 for y in g.values()))
+            low, high = zip(*(mean_interval(y)[1:] if len(y) > 1 else [y.item()]*2 for y in g.values()))
             ax.plot(at, mid, 'o-', color=c, lw=1.6, ms=5, label=label)
             ax.vlines(at, low, high, color=c, lw=1.6)
         for j, (label, y) in enumerate((lines or {}).get(title, {}).items()):
@@ -350,7 +365,7 @@ def ablation_table(
     for x in sorted({x for g in columns.values() for x in g}):
         cells = []
         for g in columns.values():
-            mid, *ends = contrast([(1., g[x])]) if x in g else ('',)
+            mid, *ends = mean_interval(g[x]) if x in g else ('',)
             interval = ' to '.join(f'{y:.{digits}f}' for y in ends if math.isfinite(y))
             cells.append((f'{mid:.{digits}f}' if ends else '') + (f' ({interval})' if interval else ''))
         lines.append(f"| {x:g} | {max(len(g[x]) for g in columns.values() if x in g)} | {' | '.join(cells)} |")
@@ -382,8 +397,8 @@ def claims_table(
         number = isinstance(c.y, (int, float))
         gap, low, high = welch(c.x, torch.full((2,), c.y, dtype=torch.float32, device='cpu') if number else c.y)
         ends = low*c.sign, high*c.sign
-        far = {1: ('', ' so far'), -1: (' so far', '')}.get(int(c.late), ('', ''))
-        decided = 'agrees' + far[0] if min(ends) > 0 else 'open' if max(ends) >= 0 else 'opposite' + far[1]
+        agrees, opposite = 'agrees' + ' so far'*(c.late < 0), 'opposite' + ' so far'*(c.late > 0)
+        decided = agrees if min(ends) > 0 else 'open' if max(ends) >= 0 else opposite
         verdicts.append(decided if c.learnt else 'baseline not learnt')
         span = f'{low:+.{digits}f} to {high:+.{digits}f}' if math.isfinite(low) else 'one seed: no interval'
         lines.append(f'| {c.paper} | {c.ours} | {gap:+.{digits}f} ({span}) | **{verdicts[-1]}** |')

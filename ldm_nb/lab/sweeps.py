@@ -16,7 +16,7 @@ from ..core.errors import BadInput, RunError, known_name
 from ..core.files import is_name, write_json
 from ..core.settings import settings
 from ..training.trainer import frames_of
-from ..evaluation.compare import contrast, draw_against
+from ..evaluation.compare import mean_interval, draw_against
 from ..evaluation.records import read_records
 from .config import read_config
 from .checkpoints import timings
@@ -244,7 +244,7 @@ def sweep_table(
     lines = [f"| {' | '.join([*names, 'seeds', 'diverged', 'test return', '95 % interval'])} |",
              '|' + '--:|'*(len(names) + 4)]
     for values, x in results.items():
-        _, low, high = contrast([(1., x)]) if len(x) > 1 else (math.nan,)*3
+        _, low, high = mean_interval(x) if len(x) > 1 else (math.nan,)*3
         span = f'{low:.2f} to {high:.2f}' if len(x) > 1 else 'one seed: no interval' if len(x) else ''
         cells = str(len(x) + lost[values]), str(lost[values]), f'{x.mean():.2f}' if len(x) else '', span
         lines.append(f"| {' | '.join([*map(value_text, values), *cells])} |")
