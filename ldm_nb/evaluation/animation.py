@@ -50,7 +50,7 @@ def map_cells(
     top, out = int(world.map.plane[:, 1].max()), []
     for c, (x, y) in enumerate(world.map.plane.tolist()):
         fills = [shade(v) for v in beliefs[:, c].tolist()]
-        out.append(f'<rect x="{x*side + 10}" y="{(top - y)*side + 10}" width="{side}" height="{side}" stroke="#bbb">'
+        out.append(f'<rect x="{x*side + 10}" y="{(top - y)*side + 10}" width="{side}" height="{side}" fill="{fills[-1]}" stroke="#bbb">'
                    f'{animated("fill", fills, seconds)}</rect>')
     for c, (x, y) in enumerate(world.map.plane.tolist()):
         if train[c]: out.append(f'<rect x="{x*side + 13}" y="{(top - y)*side + 13}" width="{side - 6}" '
@@ -71,9 +71,9 @@ def episode_rows(
         now = [.65 if t < begin else 1 if t < end or end == T else .85 for t in range(T + 1)]
         bar = [round(max(returns[t][k], 0)*100/H, 1) for t in range(T + 1)]
         out += [f'<text x="{left}" y="{y}">episode {k + 1}{animated("opacity", now, seconds)}</text>',
-                f'<rect x="{left}" y="{y + 7}" height="10" width="0" fill="#0072B2">'
+                f'<rect x="{left}" y="{y + 7}" height="10" width="{bar[-1]}" fill="#0072B2">'
                 f'{animated("width", bar, seconds)}</rect>',
-                f'<text x="{left + 108}" y="{y}" text-anchor="end" opacity="0">{returns[T][k]:.1f}'
+                f'<text x="{left + 108}" y="{y}" text-anchor="end">{returns[T][k]:.1f}'
                 f'{animated("opacity", [int(t >= end) for t in range(T + 1)], seconds)}</text>']
     return out
 
@@ -119,7 +119,7 @@ def trial_svg(
     seconds:float=30, # duration of the animation, which begins again at its end
     side:int=40, # pixels of a cell
 )->Svg: # its `text` is the file
-    "A trial as a moving picture: path over belief, and the return of each episode"
+    "A trial as a moving picture: path over belief, and the return of each episode; its end where pictures cannot move"
     H, (right, top) = world.horizon, world.map.plane.amax(0).tolist()
     def centre(p): return p[0]*side + 10 + side//2, (top - p[1])*side + 10 + side//2
     points, left = [centre(p) for p in trial_points(world, traj)], (right + 1)*side + 40
@@ -131,7 +131,7 @@ def trial_svg(
     moves = ''.join(animated(k, [p[i] for p in points], seconds) for i, k in enumerate(('cx', 'cy')))
     width, height = left + 190, (top + 1)*side + 20
     body = [*map_cells(world, beliefs, seconds, side), *trails(points, H, side, seconds), cross,
-            f'<circle r="8" fill="#E69F00" stroke="#222" stroke-width="1.5">{moves}</circle>',
+            f'<circle cx="{points[-1][0]}" cy="{points[-1][1]}" r="8" fill="#E69F00" stroke="#222" stroke-width="1.5">{moves}</circle>',
             *episode_rows(world, returns, seconds, left), *legend(left, height)]
     return Svg(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
                f'height="{height}" role="img" font-family="sans-serif" font-size="15"><title>{title}</title>'

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'Curves', 'read_curves', 'moving_average', 'tail', 'at_end', 'unadapted', 'with_unadapted', 'gain',
-           'has_learnt', 'share_above', 'improvement', 'improvement_interval', 'band', 'draw_curve', 'draw_bands',
-           'mean_std', 'methods_table', 'student', 'contrast', 'welch', 'mean_interval', 'tails', 'draw_against',
-           'ablation_table', 'Claim', 'claims_table']
+           'has_learnt', 'share_above', 'improvement', 'improvement_interval', 'mean_std', 'methods_table', 'student',
+           'contrast', 'welch', 'mean_interval', 'band', 'well_spaced', 'draw_curve', 'draw_bands', 'tails',
+           'draw_against', 'ablation_table', 'Claim', 'claims_table']
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00004
 import math
@@ -167,68 +167,6 @@ def improvement_interval(
     ends = torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float32, device='cpu').double()
     return tuple(p.quantile(ends).tolist())
 
-# %% ../../nbs/evaluation/650_compare.ipynb #63c00010
-def band(
-    x:Tensor, # [S,n] curves of S seeds
-    kind:str='std', # 'std': mean and standard deviation; 'iqm': interquartile mean and 95 % confidence interval
-)->tuple: # middle, low, high: [n] each
-    "Line and band of the curves of several seeds"
-    if kind == 'std':
-        mean, std = x.mean(0), x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
-        return mean, mean - std, mean + std
-    ends = zip(*(confidence_interval(y, iqm) for y in x.T))
-    return iqm(x.T), *(torch.tensor(e, dtype=torch.float32, device='cpu') for e in ends)
-
-# %% ../../nbs/evaluation/650_compare.ipynb #a6500020
-def draw_curve(
-    ax, # axes of matplotlib
-    c:Curves, # curves of one method
-    key:str, # name of the curve
-    kind:str, # of the band, see `band`
-    colour:str, # of line, band and dot
-    label:str, # for the legend
-    banded:bool=True, # is the band drawn?
-)->Tensor: # [n] the middle line
-    "Draw moving averages of one curve over five evaluations, with a band over seeds"
-    frames, line = [f/1e6 for f in c.frames], unadapted(c)
-    mid, low, high = band(moving_average(line.values[key]), kind)
-    if banded: ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
-    ax.plot(frames, mid, color=colour, lw=1.6, label=label)
-    if line is not c: ax.plot(frames[-1:], c.values[key][:, -1:].mean(0), 'o', color=colour, ms=4)
-    return mid
-
-# %% ../../nbs/evaluation/650_compare.ipynb #a6500007
-def draw_bands(
-    runs:dict, # name of a method -> Curves
-    keys:dict, # name of a curve -> title of its panel
-    kinds:tuple=('std', 'iqm'), # kinds of band, a row of panels for each
-    colours:dict=None, # name of a method -> colour; None: from the palette
-    lines:dict=None, # name of a curve -> {label of a dashed line: its height}
-    best:dict=None, # name of a curve -> best possible value, for the axis of the regret
-    banded:tuple=None, # names of the methods that get a band; None: all
-)->Figure:
-    "Draw a panel for each curve and each kind of band"
-    fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
-    axes = fig.subplots(len(kinds), len(keys), squeeze=False, sharex=True)
-    names, colours = dict(std='mean ± std', iqm='IQM, 95 % interval'), colours or line_colours(runs)
-    for i, kind in enumerate(kinds):
-        for ax, (key, title) in zip(axes[i], keys.items()):
-            for label, c in runs.items():
-                draw_curve(ax, c, key, kind, colours[label], label, banded is None or label in banded)
-            for j, (label, y) in enumerate((lines or {}).get(key, {}).items()):
-                ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
-            if not i: ax.set_title(title, fontsize=10)
-            ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
-            if key in (best or {}):
-                regret = partial(sub, best[key]) # applied twice, it gives back the return
-                ax.secondary_yaxis('right', functions=(regret, regret)).set_ylabel('regret', fontsize=9)
-        axes[i, 0].set_ylabel(names[kind], fontsize=9)
-    for ax in axes[-1]: ax.set_xlabel('frames per seed (millions)', fontsize=9)
-    handles = {l: h for ax in axes.flat for h, l in zip(*ax.get_legend_handles_labels())}
-    look = dict(loc='outside lower center', ncols=min(4, len(handles)), columnspacing=1.4, frameon=False, fontsize=9)
-    fig.legend(handles.values(), handles.keys(), **look)
-    return fig
-
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00013
 def mean_std(
     x:Tensor, # [S] a number per seed
@@ -314,6 +252,86 @@ def mean_interval(
     ```
     """
     return contrast([(1., x)], level)
+
+# %% ../../nbs/evaluation/650_compare.ipynb #63c00010
+def band(
+    x:Tensor, # [S,n] curves of S seeds
+    kind:str='std', # 'std': mean ± std; 'iqm': interquartile mean, 95 % bootstrap interval; 't': mean, Student's 95 % interval
+)->tuple: # middle, low, high: [n] each
+    "Line and band of the curves of several seeds"
+    if kind in ('std', 't'):
+        mean, std = x.mean(0), x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
+        half = std if kind == 'std' else std*student(max(len(x) - 1., 1.))/len(x)**.5
+        return mean, mean - half, mean + half
+    ends = zip(*(confidence_interval(y, iqm) for y in x.T))
+    return iqm(x.T), *(torch.tensor(e, dtype=torch.float32, device='cpu') for e in ends)
+
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500042
+def well_spaced(
+    frames, # [n] frames of the evaluations, increasing
+)->list: # numbers of the evaluations, without the last but one if the last follows it closely
+    """Evaluations that a figure shows
+
+    ```python
+    >>> well_spaced([100, 200, 300, 310])
+    [0, 1, 3]
+
+    ```
+    """
+    n = len(frames)
+    close = n > 2 and frames[-1] - frames[-2] < .5*(frames[1] - frames[0])
+    return [i for i in range(n) if not (close and i == n - 2)]
+
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500020
+def draw_curve(
+    ax, # axes of matplotlib
+    c:Curves, # curves of one method
+    key:str, # name of the curve
+    kind:str, # of the band, see `band`
+    colour:str, # of line, band and dot
+    label:str, # for the legend
+    banded:bool=True, # is the band drawn?
+)->Tensor: # [n] the middle line of the evaluations shown
+    "Draw moving averages of one curve over five evaluations, with a band over seeds"
+    shown, line = well_spaced(c.frames), unadapted(c)
+    frames = [c.frames[i]/1e6 for i in shown]
+    mid, low, high = band(moving_average(line.values[key])[:, shown], kind)
+    if banded: ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
+    ax.plot(frames, mid, color=colour, lw=1.6, label=label)
+    if line is not c: ax.plot(frames[-1:], c.values[key][:, -1:].mean(0), 'o', color=colour, ms=4)
+    return mid
+
+# %% ../../nbs/evaluation/650_compare.ipynb #a6500007
+def draw_bands(
+    runs:dict, # name of a method -> Curves
+    keys:dict, # name of a curve -> title of its panel
+    kinds:tuple=('std', 'iqm'), # kinds of band, a row of panels for each
+    colours:dict=None, # name of a method -> colour; None: from the palette
+    lines:dict=None, # name of a curve -> {label of a dashed line: its height}
+    best:dict=None, # name of a curve -> best possible value, for the axis of the regret
+    banded:tuple=None, # names of the methods that get a band; None: all
+)->Figure:
+    "Draw a panel for each curve and each kind of band"
+    fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
+    axes = fig.subplots(len(kinds), len(keys), squeeze=False, sharex=True)
+    names, colours = dict(std='mean ± std', iqm='IQM, 95 % interval', t='mean, 95 % interval'), colours or line_colours(runs)
+    for i, kind in enumerate(kinds):
+        for ax, (key, title) in zip(axes[i], keys.items()):
+            for label, c in runs.items():
+                draw_curve(ax, c, key, kind, colours[label], label, banded is None or label in banded)
+            for j, (label, y) in enumerate((lines or {}).get(key, {}).items()):
+                ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
+            if not i: ax.set_title(title, fontsize=10)
+            ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
+            if key in (best or {}):
+                regret = partial(sub, best[key]) # applied twice, it gives back the return
+                ax.secondary_yaxis('right', functions=(regret, regret)).set_ylabel('regret', fontsize=9)
+        axes[i, 0].set_ylabel(names[kind], fontsize=9)
+    for ax in axes[-1]: ax.set_xlabel('frames per seed (millions)', fontsize=9)
+    handles = {l: h for ax in axes.flat for h, l in zip(*ax.get_legend_handles_labels())}
+    look = dict(loc='outside lower center', ncols=min(4, len(handles)), columnspacing=1.4, frameon=False, fontsize=9)
+    fig.legend(handles.values(), handles.keys(), **look)
+    return fig
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00017
 def tails(
