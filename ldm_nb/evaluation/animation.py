@@ -50,8 +50,8 @@ def map_cells(
     top, out = int(world.map.plane[:, 1].max()), []
     for c, (x, y) in enumerate(world.map.plane.tolist()):
         fills = [shade(v) for v in beliefs[:, c].tolist()]
-        out.append(f'<rect x="{x*side + 10}" y="{(top - y)*side + 10}" width="{side}" height="{side}" fill="{fills[-1]}" stroke="#bbb">'
-                   f'{animated("fill", fills, seconds)}</rect>')
+        out.append(f'<rect x="{x*side + 10}" y="{(top - y)*side + 10}" width="{side}" height="{side}" '
+                   f'fill="{fills[-1]}" stroke="#bbb">{animated("fill", fills, seconds)}</rect>')
     for c, (x, y) in enumerate(world.map.plane.tolist()):
         if train[c]: out.append(f'<rect x="{x*side + 13}" y="{(top - y)*side + 13}" width="{side - 6}" '
                                 f'height="{side - 6}" fill="none" stroke="#555" stroke-dasharray="2 3"/>')
@@ -131,7 +131,8 @@ def trial_svg(
     moves = ''.join(animated(k, [p[i] for p in points], seconds) for i, k in enumerate(('cx', 'cy')))
     width, height = left + 190, (top + 1)*side + 20
     body = [*map_cells(world, beliefs, seconds, side), *trails(points, H, side, seconds), cross,
-            f'<circle cx="{points[-1][0]}" cy="{points[-1][1]}" r="8" fill="#E69F00" stroke="#222" stroke-width="1.5">{moves}</circle>',
+            f'<circle cx="{points[-1][0]}" cy="{points[-1][1]}" r="8" fill="#E69F00" stroke="#222" '
+            f'stroke-width="1.5">{moves}</circle>',
             *episode_rows(world, returns, seconds, left), *legend(left, height)]
     return Svg(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
                f'height="{height}" role="img" font-family="sans-serif" font-size="15"><title>{title}</title>'

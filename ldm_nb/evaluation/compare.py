@@ -256,7 +256,7 @@ def mean_interval(
 # %% ../../nbs/evaluation/650_compare.ipynb #63c00010
 def band(
     x:Tensor, # [S,n] curves of S seeds
-    kind:str='std', # 'std': mean ± std; 'iqm': interquartile mean, 95 % bootstrap interval; 't': mean, Student's 95 % interval
+    kind:str='std', # 'std': mean ± std; 'iqm': interquartile mean, bootstrap; 't': mean, Student's t
 )->tuple: # middle, low, high: [n] each
     "Line and band of the curves of several seeds"
     if kind in ('std', 't'):
@@ -314,7 +314,8 @@ def draw_bands(
     "Draw a panel for each curve and each kind of band"
     fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
     axes = fig.subplots(len(kinds), len(keys), squeeze=False, sharex=True)
-    names, colours = dict(std='mean ± std', iqm='IQM, 95 % interval', t='mean, 95 % interval'), colours or line_colours(runs)
+    names = dict(std='mean ± std', iqm='IQM, 95 % interval', t='mean, 95 % interval')
+    colours = colours or line_colours(runs)
     for i, kind in enumerate(kinds):
         for ax, (key, title) in zip(axes[i], keys.items()):
             for label, c in runs.items():
@@ -349,8 +350,10 @@ def draw_against(
     colours:dict=None, # label of a line -> colour; lines without one are numbered
 )->Figure:
     "Draw seeds as dots, their means as a line with Student's 95 % intervals, a panel for each quantity"
-    fig = Figure(figsize=(min(7.2, max(4.6, 3.35*len(panels))), 3.1), dpi=100, layout='constrained')
-    for ax, (title, groups) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    rows = 1 if len(panels) < 4 else -(-len(panels)//2) # two panels beside each other if there are many
+    columns = -(-len(panels)//rows)
+    fig = Figure(figsize=(min(7.2, max(4.6, 3.35*columns)), 2.5*rows + .6), dpi=100, layout='constrained')
+    for ax, (title, groups) in zip(fig.subplots(rows, columns, squeeze=False).flat, panels.items()):
         values = sorted({x for g in groups.values() for x in g})
         for i, (label, g) in enumerate(groups.items()):
             g, c = {x: y.double() for x, y in sorted(g.items())}, (colours or {}).get(label, f'C{i}')
@@ -367,7 +370,8 @@ def draw_against(
         ax.set_xticks(values, [f'{x:g}' for x in values]); ax.margins(x=.08)
         if len(values) == 1: ax.set_xlim(values[0] - .2, values[0] + .2)
         ax.grid(alpha=.3); ax.spines[['top', 'right']].set_visible(False)
-        if any(ax.get_legend_handles_labels()[1]): ax.legend(frameon=False, fontsize=8)
+    handles = {k: h for ax in fig.axes for h, k in zip(*ax.get_legend_handles_labels()) if k}
+    if handles: fig.legend(handles.values(), handles, loc='outside lower center', ncols=4, frameon=False, fontsize=9)
     return fig
 
 # %% ../../nbs/evaluation/650_compare.ipynb #63c0001a

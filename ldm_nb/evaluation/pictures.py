@@ -169,7 +169,7 @@ def draw_imagined(
         best = world.map.places[maps[j].argmax(), :2].tolist()
         low = draw_map(axes[1, j], world, maps[j], cross=best, title=f'max {maps[j].max():.2f}')
     axes[0, 0].set_ylabel('mixture weights'); axes[1, 0].set_ylabel('imagined reward')
-    fig.colorbar(top, ax=axes[0], shrink=.8); fig.colorbar(low, ax=axes[1], shrink=.8)
+    fig.colorbar(top, ax=axes[0], shrink=.8, label='weight'); fig.colorbar(low, ax=axes[1], shrink=.8, label='reward')
     fig.suptitle(title, fontsize=10)
     return fig
 
