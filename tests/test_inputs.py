@@ -64,7 +64,7 @@ def options(world, method):
         elif r.kind is tuple: out[k] = bad_number(int, 1, 65536)
     out |= dict(seeds=bad_seeds, frames=bad_number(float, 1, 1e12),
                 device=words.filter(lambda w: not re.fullmatch(r'cpu|cuda(:\d+)?', w)), method=bad_word(METHODS), preset=bad_word(PRESETS),
-                threads=bad_number(int, 0, 4096), checkpoint_every=bad_number(int, 1, 10**12), compile=words,
+                threads=bad_number(int, 0, 4096), checkpoint_every=bad_number(int, 1, 10**12), keep_checkpoints=bad_number(int, 0, 10**6), compile=words,
                 variant=words.filter(lambda w: not re.fullmatch(r'[\w.-]+', w) or '..' in w))
     return out
 
@@ -134,7 +134,7 @@ def wrong(kind, low=-math.inf, high=math.inf):
 
 GAUGES = dict(world=plain.filter(lambda x: x not in list(WORLDS)), method=plain.filter(lambda x: x not in list(METHODS)),
     seeds=st.one_of(wrong(list), st.sampled_from([[], [3, 3], [-1], [True], [1.5], ['3'], [None], [2**31], [[3]]])), frames=wrong(int, 1, 10**13),
-    threads=wrong(int, 1, 4096), checkpoint_every=wrong(int, 1, 10**12), config=wrong(dict), compile=wrong(bool),
+    threads=wrong(int, 1, 4096), checkpoint_every=wrong(int, 1, 10**12), keep_checkpoints=wrong(int, 0, 10**6), config=wrong(dict), compile=wrong(bool),
     preset=plain.filter(lambda x: x not in PRESETS), variant=plain.filter(lambda x: x is not None and not isinstance(x, str)),
     device=plain.filter(lambda x: not isinstance(x, str) or not re.fullmatch(r'cpu|cuda(:\d+)?', x)))
 def wrong_setting(r):

@@ -151,11 +151,11 @@ def checkpoints(
 def thin(
     folder, # run folder
     iteration:int, # current iteration; later checkpoints are not touched (a run that went back has left them)
-    keep:int=2, # number of checkpoints to keep, up to this iteration
+    keep:int=2, # number of checkpoints to keep, up to this iteration; 0: all
 )->None:
     "Delete old checkpoints; each is renamed first, so that no reader ever sees half of one"
     doomed = Path(folder)/'checkpoint.gone'
-    for old in [c for c in checkpoints(folder) if iteration_of(c) <= iteration][:-keep]:
+    for old in [c for c in checkpoints(folder) if iteration_of(c) <= iteration][:-keep if keep else 0]:
         drop(doomed) # a killed process may have left one
         os.rename(old, doomed)
         shutil.rmtree(doomed)
@@ -183,7 +183,7 @@ def save_checkpoint(
     progress:Progress, # state of the training, all seeds
     gens:dict, # stream -> generators of all seeds
     tasks:int=0, # number of tasks in the buffer of each seed; None: all slots
-    keep:int=2, # number of checkpoints that stay
+    keep:int=2, # number of checkpoints that stay; 0: all
 )->Path: # the new checkpoint folder
     "Write `checkpoint-<iteration>/seed-<seed>.pt` for every seed, then delete old checkpoints"
     folder = Path(folder)

@@ -200,6 +200,7 @@ def describe(
     world = make_world(run.world, **settings(all_of.world))
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
     if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
+    if run.keep_checkpoints < 0: raise BadInput(f'keep_checkpoints is {run.keep_checkpoints}: it must be 0 or more')
     if run.variant: check_name(run.variant)
     if run.world not in OURS: check_world(world)
     method = method_of(world, run.method)
@@ -211,7 +212,7 @@ def describe(
     train_command = shlex.join(['ldm', 'train', *drop_option(drop_option(argv, '--out'), '--track')])
     return new_config(run.world, run.method, seeds, frames, preset=run.preset, variant=run.variant or None,
                       device=run.device if ',' not in run.device else 'cuda', threads=threads, compile=faster,
-                      checkpoint_every=run.checkpoint_every,
+                      checkpoint_every=run.checkpoint_every, keep_checkpoints=run.keep_checkpoints,
                       config=settings(all_of), tasks=world.family.splits['eval'].tasks.tolist(), command=train_command)
 
 # %% ../../nbs/lab/884_cli.ipynb #39dae239

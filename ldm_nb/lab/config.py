@@ -25,7 +25,7 @@ def new_config(
 )->dict: # content of a config.json
     "Make the configuration of a new run: its settings, defaults, commit, versions and machine"
     defaults = dict(preset='paper', variant=None, device='cpu', threads=1, compile=False, checkpoint_every=500,
-                    config={}, tasks=[], command='ldm train')
+                    keep_checkpoints=2, config={}, tasks=[], command='ldm train')
     origin = dict(commit=commit(), versions=versions(), machine=machine())
     return dict(world=world, method=method, seeds=list(seeds), frames=frames) | defaults | more | origin
 
@@ -42,6 +42,7 @@ FIELDS = dict( # entry of config.json -> function that accepts its value, and wh
     frames=whole_number(1, 10**13),
     threads=whole_number(1, 4096),
     checkpoint_every=whole_number(1, 10**12),
+    keep_checkpoints=whole_number(0, 10**6),
     device=(lambda x: isinstance(x, str) and re.fullmatch(r'cpu|cuda(:\d+)?', x), 'cpu or cuda'),
     config=(lambda x: isinstance(x, dict), 'a table of settings'),
     tasks=(list_of(list_of(a_number)), 'a list of tasks, each a list of numbers'),
@@ -60,7 +61,8 @@ FIELDS = dict( # entry of config.json -> function that accepts its value, and wh
     whole=(a_word, 'a folder'))
 
 # %% ../../nbs/lab/815_config.ipynb #52c0de24
-OPTIONAL = 'compile', 'preset', 'variant', 'sweep', 'segments', 'founders', 'wanted', 'until', 'whole'
+OPTIONAL = ('keep_checkpoints', 'compile', 'preset', 'variant', 'sweep', 'segments', 'founders', 'wanted', 'until',
+            'whole')
 
 def check_config(
     config:dict, # content of a config.json

@@ -52,7 +52,7 @@ def train(
     device:str='cpu', # 'cpu' or 'cuda'
     threads:int=1, # CPU cores to use; 0: all
     quiet:bool=True, # print nothing
-    **settings, # settings of the method, options of the world; also compile, variant, checkpoint_every and track
+    **settings, # settings of the method, options of the world; also variant, compile and other options of `ldm train`
 )->Path: # the run folder
     "Train as `ldm train` does; raises `BadInput` for bad arguments, `RunError` if the run folder exists"
     for k, v in dict(world=world, method=method).items():
@@ -86,7 +86,7 @@ class Evaluation(NamedTuple):
 
 @one_thread()
 def evaluate(
-    what, # a run folder, a file of networks, or the pair (World, Agent) of `load`
+    what, # a run folder, one of its checkpoints, a file of networks, or the pair (World, Agent) of `load`
     seed:int=None, # run or file: one of the seeds, None: all; pair: seed of the reset noise, None: 0
     name:str='agent', # name of the agent of a pair, for the table
 )->Evaluation:

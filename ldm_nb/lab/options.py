@@ -114,7 +114,7 @@ SHARED = SimpleNamespace( # help texts shared by several commands
     seeds='0:8 (eight of them), 3,7 (these two) or 5 (one)',
     cores='CPU cores to use',
     device='cpu, cuda (all GPUs, the seeds divided among them), or some, such as cuda:0,cuda:2',
-    graphs='on a GPU, iterations recorded as graphs; on a CPU, compiled functions (no gain so far)')
+    graphs='on a GPU, iterations recorded as graphs; on a CPU, compiled functions')
 
 # %% ../../nbs/lab/860_options.ipynb #8700000f
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class Train:
     compile:bool = option(SHARED.graphs, default=False)
     variant:str = option('a name for your settings, kept in the records', 'NAME', '')
     checkpoint_every:int = option('iterations between checkpoints', default=500)
+    keep_checkpoints:int = option('newest checkpoints that stay, 0: all', default=2)
     track:str = option('also send the curves to tensorboard or trackio, on this machine; needs an extra', 'TRACKER', '')
 
 # %% ../../nbs/lab/860_options.ipynb #87000029
