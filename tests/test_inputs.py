@@ -165,7 +165,7 @@ def test_entries_of_a_config(entry, run):
     names(err.replace(str(run), 'RUN'), k)
     assert re.search(r'allowed|did you mean|there are|choose|empty', err), err
 
-@pytest.mark.parametrize('k', [k for k in GAUGES if k not in ('compile', 'preset', 'variant')])
+@pytest.mark.parametrize('k', [k for k in GAUGES if k not in ('keep_checkpoints', 'compile', 'preset', 'variant')])
 def test_missing_entries(k, run):
     info = read_config(run)
     del info[k]
