@@ -165,7 +165,7 @@ BAD = {
     'plot nowhere': (['plot', 'a', 'b', '--out', 'none/x.png'], 'there is no folder none'),
     'plot as what': (['plot', 'a', 'b', '--out', 'x.gif'], '.png, .pdf, .svg'),
     'measure': (['reproduce', '--measure'], 'it goes with --list'),
-    'checkpoint': (['train', 'gridworld', '--checkpoint-every', '0'], 'at least 1'),
+    'checkpoint': (['train', 'gridworld', '--checkpoint-every', '0'], 'from 1 to'),
     'variant': (['train', 'gridworld', '--variant', '../x'], 'use letters'),
     'no run': (['evaluate', 'nowhere'], 'not a run folder'),
     'no run to resume': (['resume', 'nowhere'], 'not a run folder'),

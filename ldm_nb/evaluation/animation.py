@@ -73,7 +73,7 @@ def episode_rows(
         out += [f'<text x="{left}" y="{y}">episode {k + 1}{animated("opacity", now, seconds)}</text>',
                 f'<rect x="{left}" y="{y + 7}" height="10" width="{bar[-1]}" fill="#0072B2">'
                 f'{animated("width", bar, seconds)}</rect>',
-                f'<text x="{left + 108}" y="{y}" text-anchor="end">{returns[T][k]:.1f}'
+                f'<text x="{left + 122}" y="{y}" text-anchor="end">{returns[T][k]:.1f}'
                 f'{animated("opacity", [int(t >= end) for t in range(T + 1)], seconds)}</text>']
     return out
 

@@ -263,6 +263,7 @@ def band(
         mean, std = x.mean(0), x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
         half = std if kind == 'std' else std*student(max(len(x) - 1., 1.))/len(x)**.5
         return mean, mean - half, mean + half
+    if kind != 'iqm': raise ValueError(f"kind is {kind!r}: allowed is 'std', 't' or 'iqm'")
     ends = zip(*(confidence_interval(y, iqm) for y in x.T))
     return iqm(x.T), *(torch.tensor(e, dtype=torch.float32, device='cpu') for e in ends)
 
@@ -353,11 +354,15 @@ def draw_against(
     rows = 1 if len(panels) < 4 else -(-len(panels)//2) # two panels beside each other if there are many
     columns = -(-len(panels)//rows)
     fig = Figure(figsize=(min(7.2, max(4.6, 3.35*columns)), 2.5*rows + .6), dpi=100, layout='constrained')
-    for ax, (title, groups) in zip(fig.subplots(rows, columns, squeeze=False).flat, panels.items()):
+    labels = dict.fromkeys(k for groups in panels.values() for k in groups)
+    numbers = {k: i for i, k in enumerate(labels)} # of the lines, the same in every panel
+    axes = fig.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for ax in axes[len(panels):]: ax.remove()
+    for ax, (title, groups) in zip(axes, panels.items()):
         values = sorted({x for g in groups.values() for x in g})
-        for i, (label, g) in enumerate(groups.items()):
+        for i, (label, g) in ((numbers[k], (k, g)) for k, g in groups.items()):
             g, c = {x: y.double() for x, y in sorted(g.items())}, (colours or {}).get(label, f'C{i}')
-            at = [x + (i - (len(groups) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # lines side by side
+            at = [x + (i - (len(numbers) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # lines side by side
             beside = .03*(values[-1] - values[0] or 1) # so that a bar hides no dot
             for x, y in zip(at, g.values()): ax.plot([x - beside]*len(y), y, 'o', color=c, ms=4.5, alpha=.6, mew=0)
             mid = [y.mean().item() for y in g.values()]

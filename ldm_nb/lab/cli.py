@@ -33,7 +33,7 @@ from .crew import Gone, keep_heap, cores
 from .graphs import compiler_trouble
 from ..evaluation.records import check_name, record_name
 from .origin import versions, commit, machine
-from .config import new_config, read_config, write_config
+from .config import FIELDS, new_config, read_config, write_config
 from .runs import create, new_run, run_records, segment, segments, record
 from .lock import locked, at_work
 from .faults import BAD, examine, recovery
@@ -54,7 +54,7 @@ from .sweeps import (
     check_plan, cost_table, draw_sweep, evaluation_seconds, part_state, parts_of, parse_sets, runs_below, status_table,
     sweep_results, sweep_rows, sweep_table)
 from .entries import METHODS, Chosen, complete, method_of, with_options
-from .opened import from_file, load, opened, place_of
+from .opened import at_checkpoint, from_file, is_checkpoint, load, opened, place_of
 from ldm_nb.lab.presets import (
     PRESETS, usual, changes, preset, check, assemble, check_simulator, parse_seeds, parse_frames, iterations,
     eval_every)
@@ -199,8 +199,8 @@ def describe(
     cfg, (frames, seeds) = all_of.method, usual(run.world, run.preset, run.method)
     world = make_world(run.world, **settings(all_of.world))
     frames, seeds = parse_frames(run.frames or frames), parse_seeds(run.seeds or seeds)
-    if run.checkpoint_every < 1: raise BadInput(f'checkpoint_every is {run.checkpoint_every}: it must be at least 1')
-    if run.keep_checkpoints < 0: raise BadInput(f'keep_checkpoints is {run.keep_checkpoints}: it must be 0 or more')
+    for k in ('checkpoint_every', 'keep_checkpoints'):
+        if not FIELDS[k][0](v := getattr(run, k)): raise BadInput(f'{k} is {v}: allowed is {FIELDS[k][1]}')
     if run.variant: check_name(run.variant)
     if run.world not in OURS: check_world(world)
     method = method_of(world, run.method)
@@ -396,8 +396,10 @@ def start_render(
 )->int: # exit status
     "Run `ldm render`; raises `BadInput` for bad options, `RunError` for a bad run, `Unable` if the machine cannot draw"
     path = place_of(run.run)
-    job = from_file(path) if path.is_file() else assemble(path, device='cpu')
-    file = Path(run.out or (f'{path.stem}.gif' if path.is_file() else f'{path}/film.gif'))
+    old = is_checkpoint(path)
+    job = from_file(path) if path.is_file() else at_checkpoint(path) if old else assemble(path, device='cpu')
+    home = f'{job.folder}/film-{job.progress.iteration}' if old else f'{path}/film'
+    file = Path(run.out or (f'{path.stem}.gif' if path.is_file() else f'{home}.gif'))
     world, N, seed = job.tested, job.tested.episodes, job.info['seeds'][0] if run.seed == -1 else run.seed
     if not 0 <= run.episode <= N: raise BadInput(f'episode is {run.episode}: allowed is 1 to {N} (0: the last)')
     if not file.parent.is_dir(): raise BadInput(f'out is {run.out!r:.80}: there is no folder {file.parent}')

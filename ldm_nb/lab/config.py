@@ -112,6 +112,9 @@ def read_config(
     remedy = 'restore it from a copy, or make it again with the command of the run and another --out, and copy it'
     try: config = json.loads(path.read_text(encoding='utf-8'))
     except OSError:
+        place = Path(folder).resolve()
+        if re.fullmatch(r'checkpoint-\d+', place.name) and (place.parent/'config.json').exists():
+            raise RunError(f'{folder} is a checkpoint: give its run folder, {place.parent}') from None
         if any(Path(folder).glob('checkpoint-*')) and not path.exists():
             raise Damaged(f'{path} is missing; {remedy}') from None
         raise RunError(f'{folder} is not a run folder: it has no readable config.json') from None

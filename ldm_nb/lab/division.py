@@ -140,8 +140,9 @@ def join(
         seeds = [s for p in sound for s in read_config(p)['seeds']]
         common = set.intersection(*({c.name for c in checkpoints(p)} for p in sound))
         for name in sorted(common, key=iteration_of): copy_checkpoint(folder, name, sound)
-        for c in checkpoints(folder):
-            if c.name not in common: shutil.rmtree(c)
+        last, keep = max(map(iteration_of, common), default=0), info.get('keep_checkpoints', 2)
+        for c in checkpoints(folder): # a run that keeps all checkpoints keeps those from before it was divided
+            if c.name not in common and (keep or iteration_of(c) > last): shutil.rmtree(c)
         rows = [r for p in sound for r in measurement_lines(p/'metrics.jsonl')]
         rows.sort(key=lambda r: (r['frames'], seeds.index(r['seed'])))
         write_file(folder/'metrics.jsonl', lambda f: append_jsonl(f, rows))

@@ -45,7 +45,7 @@ def is_checkpoint(
     path, # any path
 )->bool: # is it a checkpoint folder of a run?
     "True for `runs/a/checkpoint-500`, if there is one"
-    return Path(path).is_dir() and bool(re.fullmatch(r'checkpoint-\d+', Path(path).name))
+    return Path(path).is_dir() and bool(re.fullmatch(r'checkpoint-\d+', Path(path).resolve().name))
 
 # %% ../../nbs/lab/882_opened.ipynb #88219022
 def at_checkpoint(
@@ -53,9 +53,11 @@ def at_checkpoint(
     seeds:list=None, # some of its seeds; None: all
 )->Job: # with the networks of this checkpoint, on the CPU
     "Open a run at one of its checkpoints; raises `RunError` if it is damaged"
-    folder = Path(path).resolve().parent
+    folder = (path := Path(path).resolve()).parent
     j = assemble(folder, device='cpu', seeds=seeds or read_config(folder)['seeds'])
-    j.progress = load_checkpoint(path, j.info['seeds'], j.gens, j.progress.state.get('buffer'))
+    seeds, buffer = j.info['seeds'], j.progress.state.get('buffer')
+    j.progress = load_checkpoint(path, seeds, generators(seeds), buffer) # `j.gens` begin anew, as in a finished run
+    j.info = dict(j.info, frames=j.frames) # the run ends here: a method that adapts at its end does so
     return j
 
 # %% ../../nbs/lab/882_opened.ipynb #8821900a

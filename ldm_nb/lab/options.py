@@ -156,7 +156,7 @@ class Check:
 @dataclass(frozen=True)
 class Evaluate:
     "Play every task of every split with a finished run, and print the table and all tasks."
-    run:str = option('run folder, or the name of networks that come with the package', 'RUN', positional=True)
+    run:str = option('run folder, one of its checkpoints, or a name from the package', 'RUN', positional=True)
     adapt:bool = option('adapt between the episodes of a task, if the method does', default=True)
 
 # %% ../../nbs/lab/860_options.ipynb #8700002d
@@ -170,7 +170,7 @@ class Plot:
 @dataclass(frozen=True)
 class Render:
     "Film an episode of a task, as one seed of a run plays it."
-    run:str = option('run folder, or the name of networks that come with the package', 'RUN', positional=True)
+    run:str = option('run folder, one of its checkpoints, or a name from the package', 'RUN', positional=True)
     task:str = option('numbers of the task, such as 0.785 or 1.75,0; if not given, the first test task', 'TASK', '')
     seed:int = option('seed of the run; -1: the first', default=-1)
     episode:int = option('which episode, from 1; 0: the last', default=0)
