@@ -20,7 +20,8 @@ class Build(build_py):
         for name, there, kinds in (('weights', 'data/weights', ['safetensors']), ('theatre', 'nbs/_site/theatre', ['js', 'css'])):
             to = Path(self.build_lib)/c['lib_path']/name
             to.mkdir(parents=True, exist_ok=True)
-            for f in sorted(f for k in kinds for f in (here/there).glob(f'*.{k}')): copy(f, to)
+            for f in sorted(f for k in kinds for f in (here/there).glob(f'*.{k}')):
+                if '-p_drop-' not in f.name: copy(f, to) # an ablation's networks are for its pages only
 
 setup(
     cmdclass=dict(build_py=Build),
