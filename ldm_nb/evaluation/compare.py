@@ -291,13 +291,12 @@ def draw_curve(
     kind:str, # of the band, see `band`
     colour:str, # of line, band and dot
     label:str, # for the legend
-    banded:bool=True, # is the band drawn?
 )->Tensor: # [n] the middle line of the evaluations shown
     "Draw moving averages of one curve over five evaluations, with a band over seeds"
     shown, line = well_spaced(c.frames), unadapted(c)
     frames = [c.frames[i]/1e6 for i in shown]
     mid, low, high = band(moving_average(line.values[key])[:, shown], kind)
-    if banded: ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
+    ax.fill_between(frames, low, high, color=colour, alpha=.15, lw=0)
     ax.plot(frames, mid, color=colour, lw=1.6, label=label)
     if line is not c: ax.plot(frames[-1:], c.values[key][:, -1:].mean(0), 'o', color=colour, ms=4)
     return mid
@@ -310,7 +309,6 @@ def draw_bands(
     colours:dict=None, # name of a method -> colour; None: from the palette
     lines:dict=None, # name of a curve -> {label of a dashed line: its height}
     best:dict=None, # name of a curve -> best possible value, for the axis of the regret
-    banded:tuple=None, # names of the methods that get a band; None: all
 )->Figure:
     "Draw a panel for each curve and each kind of band"
     fig = Figure(figsize=(min(7.2, 3.35*len(keys)), 2.4*len(kinds) + .5), dpi=100, layout='constrained')
@@ -320,7 +318,7 @@ def draw_bands(
     for i, kind in enumerate(kinds):
         for ax, (key, title) in zip(axes[i], keys.items()):
             for label, c in runs.items():
-                draw_curve(ax, c, key, kind, colours[label], label, banded is None or label in banded)
+                draw_curve(ax, c, key, kind, colours[label], label)
             for j, (label, y) in enumerate((lines or {}).get(key, {}).items()):
                 ax.axhline(y, color='grey', ls=('--', ':', '-.')[j % 3], lw=1, label=label)
             if not i: ax.set_title(title, fontsize=10)
@@ -360,8 +358,9 @@ def draw_against(
     for ax in axes[len(panels):]: ax.remove()
     for ax, (title, groups) in zip(axes, panels.items()):
         values = sorted({x for g in groups.values() for x in g})
-        for i, (label, g) in ((numbers[k], (k, g)) for k, g in groups.items()):
-            g, c = {x: y.double() for x, y in sorted(g.items())}, (colours or {}).get(label, f'C{i}')
+        for label, g in groups.items():
+            i, g = numbers[label], {x: y.double() for x, y in sorted(g.items())}
+            c = (colours or {}).get(label, f'C{i}')
             at = [x + (i - (len(numbers) - 1)/2)*.02*(values[-1] - values[0] or 1) for x in g] # lines side by side
             beside = .03*(values[-1] - values[0] or 1) # so that a bar hides no dot
             for x, y in zip(at, g.values()): ax.plot([x - beside]*len(y), y, 'o', color=c, ms=4.5, alpha=.6, mew=0)

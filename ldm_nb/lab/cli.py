@@ -33,7 +33,7 @@ from .crew import Gone, keep_heap, cores
 from .graphs import compiler_trouble
 from ..evaluation.records import check_name, record_name
 from .origin import versions, commit, machine
-from .config import FIELDS, new_config, read_config, write_config
+from .config import FIELDS, is_checkpoint, new_config, read_config, write_config
 from .runs import create, new_run, run_records, segment, segments, record
 from .lock import locked, at_work
 from .faults import BAD, examine, recovery
@@ -54,7 +54,7 @@ from .sweeps import (
     check_plan, cost_table, draw_sweep, evaluation_seconds, part_state, parts_of, parse_sets, runs_below, status_table,
     sweep_results, sweep_rows, sweep_table)
 from .entries import METHODS, Chosen, complete, method_of, with_options
-from .opened import at_checkpoint, from_file, is_checkpoint, load, opened, place_of
+from .opened import at_checkpoint, from_file, load, opened, place_of
 from ldm_nb.lab.presets import (
     PRESETS, usual, changes, preset, check, assemble, check_simulator, parse_seeds, parse_frames, iterations,
     eval_every)

@@ -140,7 +140,7 @@ def join(
         seeds = [s for p in sound for s in read_config(p)['seeds']]
         common = set.intersection(*({c.name for c in checkpoints(p)} for p in sound))
         for name in sorted(common, key=iteration_of): copy_checkpoint(folder, name, sound)
-        last, keep = max(map(iteration_of, common), default=0), info.get('keep_checkpoints', 2)
+        last, keep = max(map(iteration_of, common), default=0), info['keep_checkpoints']
         for c in checkpoints(folder): # a run that keeps all checkpoints keeps those from before it was divided
             if c.name not in common and (keep or iteration_of(c) > last): shutil.rmtree(c)
         rows = [r for p in sound for r in measurement_lines(p/'metrics.jsonl')]

@@ -154,7 +154,7 @@ def restore(
     for text in plan.notes: warn(text)
     if plan.refused: raise Damaged(plan.refused)
     job.progress = plan.progress or job.progress
-    thin(job.folder, job.progress.iteration, job.info.get('keep_checkpoints', 2))
+    thin(job.folder, job.progress.iteration, job.info['keep_checkpoints'])
     trim_metrics(job.folder, job.frames if plan.progress else -1, job.info['seeds'])
     return job
 
@@ -491,7 +491,7 @@ def save(
     "Write a checkpoint, and a timing line with its duration; do nothing before the first iteration"
     if not job.progress.iteration: return
     start = time.monotonic()
-    save_checkpoint(job.folder, job.progress, job.gens, in_buffer(job), job.info.get('keep_checkpoints', 2))
+    save_checkpoint(job.folder, job.progress, job.gens, in_buffer(job), job.info['keep_checkpoints'])
     now = time.monotonic()
     timing = dict(frames=job.frames, seconds=round(now - clock['at'], 3), saving=round(now - start, 3))
     append_jsonl(job.folder/'timing.jsonl', [timing])
